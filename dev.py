@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+"""The commands of this repository: `python3 dev.py demo`, `test`, `serve`, `setup`.
+
+Standard library only. This file must be readable by every Python 3, so that an old one gets a sentence.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+if sys.version_info < (3, 10):
+    sys.exit("Python 3.10 or newer is needed, and this is {}.{} ({}): run dev.py with another one.".format(
+        sys.version_info[0], sys.version_info[1], sys.executable))
+
+from tools.base_folder import prepare_base
+from tools.errors import ToolError
+from tools.host import ROOT, existing_host, host_folder, own_host, python_command, require_packages
+from tools.host_setup import REQUIREMENTS, RUNNER_REQUIREMENTS, set_up
+from tools.server import Server
+from tools.terminal import StatusLine
+
+PACK = ROOT / "requirements.txt"
+
+
+def setup(host, arguments):
+    """Install ComfyUI for the other commands and make the demonstration model."""
+    print("ComfyUI: {}\nPython: {}\nBase folder: {}".format(host.comfyui, host.python, host.base))
+    return 0
+
+
+def demo(host, arguments):
+    """Train a LoRA in a ComfyUI graph and sample with it."""
+    workflow = ROOT / "example_workflows" / "train_lora.json"
+    return run(python_command(host, "tools.run", "--comfyui", host.comfyui, "--base", host.base, workflow))
+
+
+def test(host, arguments):
+    """Run the tests; further arguments go to pytest."""
+    environment = dict(os.environ, TRAINTRAIN_COMFYUI=str(host.comfyui), TRAINTRAIN_HOST=str(host.folder))
+    return run([str(host.python), "-m", "pytest"] + arguments.rest, env=environment)
+
+
+def serve(host, arguments):
+    """Start ComfyUI with the pack and the demonstration model, for a browser."""
+    base = arguments.base.absolute() if arguments.base else host.base
+    prepare_base(host, base, StatusLine())
+    print("ComfyUI starts ...", flush=True)
+    with Server(host.comfyui, base, host.python, arguments.port) as server:
+        print("ComfyUI answers at http://{} (log: {}). Ctrl-C stops it.".format(server.address, server.log), flush=True)
+        server.wait()
+        raise server.death()
+
+
+# The command, and the requirement files that a ComfyUI of one's own (--comfyui) must have installed for it.
+COMMANDS = {
+    setup: [PACK],
+    demo: [PACK, RUNNER_REQUIREMENTS],
+    test: REQUIREMENTS + [RUNNER_REQUIREMENTS],
+    serve: [PACK],
+}
+
+
+def run(command, env=None):
+    """Run a program in the repository and give its exit status; Ctrl-C is the program's to answer."""
+    process = subprocess.Popen(command, cwd=str(ROOT), env=env)
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue
+    finally:
+        process.kill()  # only if something else ended us
+
+
+def find_host(arguments, requirements):
+    """Make the host, or check the one that the user named."""
+    folder = host_folder()
+    if arguments.comfyui:
+        host = existing_host(folder, arguments.comfyui, arguments.python)
+        require_packages(host.python, requirements)
+    else:
+        set_up(folder, StatusLine())
+        host = own_host(folder)
+    prepare_base(host, host.base, StatusLine())
+    return host
+
+
+def read_arguments():
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for command in COMMANDS:
+        sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
+        sub.set_defaults(run=command)
+        sub.add_argument("--comfyui", type=Path, metavar="PATH", help="a ComfyUI that is there already")
+        sub.add_argument("--python", type=Path, metavar="PATH", help="the interpreter that runs it, if not its own venv's")
+        if command is serve:
+            sub.add_argument("--port", type=int, default=8188)
+            sub.add_argument("--base", type=Path, metavar="DIR", help="another folder for models, input and output")
+    arguments, arguments_rest = parser.parse_known_args()
+    arguments.rest = arguments_rest
+    if not arguments.command:
+        parser.error("name a command: " + ", ".join(command.__name__ for command in COMMANDS))
+    if arguments.rest and arguments.run is not test:
+        parser.error("{} does not know {}".format(arguments.command, " ".join(arguments.rest)))
+    if arguments.python and not arguments.comfyui:
+        parser.error("--python names the interpreter of a ComfyUI: give --comfyui, too")
+    return arguments
+
+
+def main():
+    """Run the command that the command line names; give the exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what we started ends, too
+    arguments = read_arguments()
+    try:
+        return arguments.run(find_host(arguments, COMMANDS[arguments.run]), arguments)
+    except ToolError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

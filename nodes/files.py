@@ -1,0 +1,116 @@
+"""The nodes that save, load and plot what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..trainer.files import PRECISIONS, file_metadata, load_lora, save_lora
+from .plot import draw_losses, write_losses
+
+LoRAModel = io.Custom("LORA_MODEL")
+
+
+class SaveLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TrainTrain_SaveLoRA",
+            display_name="Save LoRA",
+            category="TrainTrain",
+            description="Writes a LoRA to output/loras, where the host's Load LoRA finds it, with how it was trained and the graph that made it.",
+            search_aliases=["export lora", "safetensors", "write lora"],
+            inputs=[
+                LoRAModel.Input("lora", tooltip="From a training node or Load LoRA."),
+                io.String.Input("name", default="my_lora", tooltip="Name of the file in output/loras, without its ending; style/my_lora puts it into a folder there."),
+                io.Combo.Input("save_precision", options=list(PRECISIONS), default="fp16",
+                               tooltip="fp16 is half the size of fp32 and samples alike; every program reads it."),
+                io.Float.Input("strength", default=1.0, min=-100, max=100, step=0.1, advanced=True,
+                               tooltip="Multiplies the LoRA in the file: saved at 2, strength 1 works as 2 does now. Negative turns a slider round."),
+                io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of this name. Off: a number is added to the name instead."),
+            ],
+            outputs=[io.String.Output("path", tooltip="Where the file is.")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, lora, name, save_precision, strength, overwrite) -> io.NodeOutput:
+        path = _output_path("loras", name, ".safetensors", overwrite)
+        workflow = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
+        save_lora(path, lora, save_precision, strength, file_metadata(lora, path.stem, workflow))
+        return io.NodeOutput(str(path), ui={"text": [str(path)]})
+
+
+class LoadLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TrainTrain_LoadLoRA",
+            display_name="Load LoRA (TrainTrain)",
+            category="TrainTrain",
+            description="Reads a LoRA file for nodes that take a LoRA by wire.",
+            search_aliases=["open lora", "lora file", "import lora"],
+            inputs=[io.Combo.Input("lora_name", options=_safetensors_names(), tooltip="A .safetensors file from the host's LoRA folders.")],
+            outputs=[LoRAModel.Output("lora", tooltip="Goes into Save LoRA, or into the host's Load LoRA Model.")],
+        )
+
+    @classmethod
+    def execute(cls, lora_name) -> io.NodeOutput:
+        return io.NodeOutput(load_lora(_find_lora(lora_name)))
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name) -> str:
+        status = _find_lora(lora_name).stat()
+        return f"{lora_name} {status.st_size} {status.st_mtime_ns}"
+
+
+class PlotLoss(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TrainTrain_PlotLoss",
+            display_name="Plot Loss",
+            category="TrainTrain",
+            description="Draws the loss of one or more trainings, and writes it as a table to output/loss.",
+            search_aliases=["loss graph", "training curve", "loss chart"],
+            inputs=[
+                io.Autogrow.Input("loss", template=io.Autogrow.TemplatePrefix(
+                    io.Custom("LOSS_MAP").Input("run", tooltip="From a training node."), "run", min=1, max=16)),
+                io.Int.Input("smoothing", default=25, min=1, max=10000, tooltip="Steps that the smooth line averages over. 1 draws the bare losses."),
+            ],
+            outputs=[io.Image.Output("image", tooltip="The chart.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, loss, smoothing) -> io.NodeOutput:
+        runs = [[float(value) for value in run["loss"]] for run in loss.values() if run is not None]
+        table = _output_path("loss", "loss", ".csv", overwrite=False)
+        write_losses(table, runs, smoothing)
+        image = draw_losses(runs, smoothing)[None]
+        return io.NodeOutput(image, ui={"text": [str(table)], **ui.PreviewImage(image, cls=cls).as_dict()})
+
+
+def _output_path(folder: str, name: str, ending: str, overwrite: bool) -> Path:
+    """Return the file to write for a name, inside output/<folder> whatever the name says; a free one if not to overwrite."""
+    root = Path(folder_paths.get_output_directory(), folder).resolve()
+    name = name.strip().removesuffix(ending)
+    path = (root / f"{name}{ending}").resolve()
+    if not name or "\0" in name or ":" in name or "\\" in name or root not in path.parents:
+        raise ValueError(f"{name!r} is no name for a file in {root}: give a plain name, or one with folders inside it as in style/my_lora.")
+    number = 1
+    while path.exists() and not overwrite:
+        number += 1
+        path = path.with_name(f"{Path(name).name}_{number}{ending}")
+    return path
+
+
+def _safetensors_names() -> list[str]:
+    return [name for name in folder_paths.get_filename_list("loras") if name.lower().endswith(".safetensors")]
+
+
+def _find_lora(name: str) -> Path:
+    return Path(folder_paths.get_full_path_or_raise("loras", name))

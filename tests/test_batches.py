@@ -1,0 +1,91 @@
+"""Batches: each holds one frame, an epoch holds everything as often as asked, and the seed decides the order."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+
+from pack.trainer.data import draw_batches
+
+FRAMES = ["square"] * 5 + ["wide"] * 8 + ["high"]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def draw_epoch(frames: list[str], batch_size: int, seed: int = 0, repeats: list[int] | None = None) -> list[list[int]]:
+    batches, drawn = draw_batches(frames, batch_size, seeded(seed), repeats), []
+    total = sum(repeats or [1] * len(frames))
+    while sum(map(len, drawn)) < total:
+        drawn.append(next(batches))
+    return drawn
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_a_batch_holds_one_frame_and_no_more_than_its_size(batch_size):
+    for batch in islice(draw_batches(FRAMES, batch_size, seeded()), 100):
+        assert 1 <= len(batch) <= batch_size
+        assert len({FRAMES[index] for index in batch}) == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+@pytest.mark.parametrize("repeats", [None, [3] * 14, list(range(1, 15))])
+def test_an_epoch_holds_every_image_exactly_as_often_as_it_repeats(batch_size, repeats):
+    drawn = Counter(index for batch in draw_epoch(FRAMES, batch_size, 1, repeats) for index in batch)
+    assert drawn == Counter(dict(enumerate(repeats or [1] * 14)))
+
+
+def test_the_second_epoch_is_complete_too_and_in_another_order():
+    batches = draw_batches(FRAMES, 1, seeded())
+    first, second = ([next(batches)[0] for _ in FRAMES] for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(14)) and first != second
+
+
+def test_only_the_last_batch_of_a_frame_is_smaller():
+    sizes: dict[str, list[int]] = {}
+    for batch in draw_epoch(FRAMES, 3):
+        sizes.setdefault(FRAMES[batch[0]], []).append(len(batch))
+    assert sizes == {"square": [3, 2], "wide": [3, 3, 2], "high": [1]}
+
+
+def test_a_frame_is_drawn_in_proportion_to_what_is_left_of_it():
+    first = Counter(FRAMES[next(draw_batches(FRAMES, 2, seeded(seed)))[0]] for seed in range(3000))
+    for frame, count in Counter(FRAMES).items():
+        assert first[frame] / 3000 == pytest.approx(count / 14, abs=0.03)
+    # After two of five squares are gone, three of twelve are left.
+    firsts = (islice(draw_batches(FRAMES, 2, seeded(seed)), 2) for seed in range(6000))
+    after = Counter(FRAMES[second[0]] for start, second in firsts if FRAMES[start[0]] == "square")
+    assert after["square"] / after.total() == pytest.approx(3 / 12, abs=0.035)
+
+
+def test_every_image_of_a_frame_is_as_likely_to_come_first():
+    first = Counter(next(draw_batches(["one"] * 4, 1, seeded(seed)))[0] for seed in range(2000))
+    assert all(count / 2000 == pytest.approx(1 / 4, abs=0.04) for count in first.values())
+
+
+def test_the_same_seed_draws_the_same_batches_and_another_seed_others():
+    runs = [list(islice(draw_batches(FRAMES, 2, seeded(seed)), 50)) for seed in (7, 7, 8)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_a_batch_of_a_large_set_is_drawn_without_walking_the_set():
+    batches = draw_batches([index % 20 for index in range(200_000)], 4, seeded())
+    next(batches)
+    started = time.perf_counter()
+    for _ in range(1000):
+        next(batches)
+    assert time.perf_counter() - started < 1.0
+
+
+@pytest.mark.parametrize(
+    "frames, batch_size, repeats, sentence",
+    [([], 1, None, "no images"), (["a"], 0, None, "batch size 0"), (["a", "b"], 1, [1, 0], "repeats must be 1")],
+)
+def test_what_cannot_be_drawn_from_is_refused_at_once(frames, batch_size, repeats, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        draw_batches(frames, batch_size, seeded(), repeats)

@@ -1,0 +1,1 @@
+"""The training engine: plain PyTorch that knows nothing of its host."""

@@ -1,0 +1,91 @@
+"""Which layers of a model a LoRA may adapt, and the ids of the blocks they stand in."""
+
+from __future__ import annotations
+
+import re
+from typing import Iterable
+
+from torch import nn
+
+from .config import NetworkConfig
+
+_UNET_BLOCKS = {"input_blocks": "IN", "output_blocks": "OUT"}
+
+
+def block_id(layer_name: str) -> str | None:
+    """Return the id of the block that a layer stands in, or None outside the blocks.
+
+    U-Nets: IN00..IN11, M00, OUT00..OUT11 for `input_blocks.N`, `middle_block`, `output_blocks.N`. Other models: the
+    name of their list of blocks and the index, as in `double_blocks.07`.
+    """
+    if layer_name.startswith("middle_block."):
+        return "M00"
+    match = re.match(r"(\w+)\.(\d+)\.", layer_name)
+    if match is None:
+        return None
+    name, index = match[1], int(match[2])
+    return f"{_UNET_BLOCKS[name]}{index:02d}" if name in _UNET_BLOCKS else f"{name}.{index:02d}"
+
+
+def choose_layers(model: nn.Module, config: NetworkConfig) -> dict[str, nn.Module]:
+    """Return the layers to adapt by name, in the model's order.
+
+    Raises ValueError where nothing is left, or a block is named that the model has not.
+    """
+    adaptable = {name: layer for name, layer in model.named_modules() if _is_adaptable(name, layer, model, config)}
+    blocks = choose_blocks(config.blocks, sorted({block_id(name) for name in adaptable}))
+    chosen = {name: layer for name, layer in adaptable.items() if block_id(name) in blocks and _has_element(name, config)}
+    if not chosen:
+        raise ValueError(f"No layer of this model is left with blocks {config.blocks!r} and element {config.element}: "
+                         "choose more blocks, or element Full.")
+    return chosen
+
+
+def choose_blocks(text: str, known: Iterable[str]) -> set[str]:
+    """Read a list of blocks: ids, ranges and `all`, separated by commas; a leading minus takes away.
+
+    "IN04-IN08, M00" is those; "all, -M00" and "-M00" are all but one. Raises ValueError for an id not in `known`.
+    """
+    known = list(known)
+    parts = [part.strip() for part in text.split(",") if part.strip()] or ["all"]
+    chosen = set(known) if parts[0].startswith("-") else set()
+    for part in parts:
+        if part.startswith("-"):
+            chosen -= _named_blocks(part[1:].strip(), known)
+        else:
+            chosen |= _named_blocks(part, known)
+    return chosen
+
+
+def _named_blocks(part: str, known: list[str]) -> set[str]:
+    if part.lower() == "all":
+        return set(known)
+    ends = [end.strip() for end in part.split("-")]
+    by_lower = {name.lower(): name for name in known}
+    missing = [end for end in ends if end.lower() not in by_lower]
+    if missing or len(ends) > 2:
+        raise ValueError(f"There is no block {missing[0] if missing else part!r} to train in this model: it has {', '.join(known)}.")
+    first, last = (known.index(by_lower[end.lower()]) for end in (ends[0], ends[-1]))
+    return set(known[first:last + 1])
+
+
+def _is_adaptable(name: str, layer: nn.Module, model: nn.Module, config: NetworkConfig) -> bool:
+    if block_id(name) is None:
+        return False
+    if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
+        return _in_attention(name, model)
+    return config.network_type == "c3lier" and isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)
+
+
+def _in_attention(name: str, model: nn.Module) -> bool:
+    """Tell whether a layer stands in an attention block: in a U-Net those are the modules with `transformer_blocks`;
+    other models are made of them."""
+    if not hasattr(model, "input_blocks"):
+        return True
+    parts = name.split(".")
+    return any(hasattr(model.get_submodule(".".join(parts[:i])), "transformer_blocks") for i in range(1, len(parts)))
+
+
+def _has_element(name: str, config: NetworkConfig) -> bool:
+    wanted = {"Full": "", "CrossAttention": ".attn2.", "SelfAttention": ".attn1."}[config.element]
+    return wanted in name

@@ -1,0 +1,42 @@
+"""LoRA: the denoising loss on captioned images."""
+
+from __future__ import annotations
+
+from typing import Iterator, Sequence
+
+import torch
+
+from ..config import TrainingConfig
+from ..data import TrainingExample
+from ..denoiser import Denoiser
+from ..network import LoRANetwork
+from ..noise import draw_noise_like, draw_sigma
+from . import StepOutput
+
+
+class Denoise:
+    """Learns to take noise off the examples, each with its own caption.
+
+    batches: draws the indices of the next batch's examples, all of one latent size
+    """
+
+    def __init__(self, examples: Sequence[TrainingExample], batches: Iterator[list[int]], config: TrainingConfig) -> None:
+        self.examples, self.batches, self.config = examples, batches, config
+
+    def strength(self, step: int) -> float:
+        return 1.0
+
+    def run_step(self, model: Denoiser, network: LoRANetwork, step: int, rng: torch.Generator) -> StepOutput:
+        batch = [self.examples[i] for i in next(self.batches)]
+        x0 = torch.stack([example.latent for example in batch])
+        sigma = draw_sigma(model, len(batch), self.config, rng)
+        x_t = model.add_noise(x0, draw_noise_like(x0, rng), sigma)
+        prediction = model.predict(x_t, sigma, [example.conditioning for example in batch])
+        return StepOutput(prediction, model.parameterization.target(x_t, x0, sigma), sigma, _stack_masks(batch))
+
+
+def _stack_masks(batch: Sequence[TrainingExample]) -> torch.Tensor | None:
+    if all(example.mask is None for example in batch):
+        return None
+    full = torch.ones(batch[0].latent.shape[-2:], device=batch[0].latent.device)
+    return torch.stack([full if example.mask is None else example.mask for example in batch])
