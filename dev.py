@@ -51,7 +51,7 @@ def serve(host, arguments):
     with Server(host.comfyui, base, host.python, arguments.port) as server:
         print("ComfyUI answers at http://{} (log: {}). Ctrl-C stops it.".format(server.address, server.log), flush=True)
         server.wait()
-        raise server.death()
+        raise server.lost()
 
 
 # The command, and the requirement files that a ComfyUI of one's own (--comfyui) must have installed for it.

@@ -8,7 +8,6 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..trainer.files import PRECISIONS, file_metadata, load_lora, save_lora
-from .plot import draw_losses, write_losses
 
 LoRAModel = io.Custom("LORA_MODEL")
 
@@ -87,6 +86,8 @@ class PlotLoss(io.ComfyNode):
 
     @classmethod
     def execute(cls, loss, smoothing) -> io.NodeOutput:
+        from .plot import draw_losses, write_losses  # matplotlib takes a second to import: not when ComfyUI starts
+
         runs = [[float(value) for value in run["loss"]] for run in loss.values() if run is not None]
         table = _output_path("loss", "loss", ".csv", overwrite=False)
         write_losses(table, runs, smoothing)

@@ -7,11 +7,31 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
-COMFYUI = Path(os.environ.get("TRAINTRAIN_COMFYUI", ROOT / ".host" / "ComfyUI"))
+HOST = Path(os.environ.get("TRAINTRAIN_HOST", ROOT / ".host"))
+COMFYUI = Path(os.environ.get("TRAINTRAIN_COMFYUI", HOST / "ComfyUI"))
 
 # The pack's own `nodes` folder would shadow the host's nodes.py, so the pack's root stays off sys.path, and its modules
 # are imported as `pack.trainer...` without running its __init__.py.
 _spec = importlib.util.spec_from_file_location("pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
 sys.modules["pack"] = importlib.util.module_from_spec(_spec)
 sys.path.insert(0, str(COMFYUI))
+
+from pack.tools.launch import prepare_torchvision  # noqa: E402
+
+prepare_torchvision()
+
+from comfy.cli_args import args  # noqa: E402
+
+args.cpu = not torch.cuda.is_available()  # the host decides at import, and fails where there is no GPU
+
+
+@pytest.fixture(scope="session")
+def shapes_checkpoint() -> Path:
+    """The demonstration model as the set-up assembles it."""
+    path = HOST / "base" / "models" / "checkpoints" / "shapes.safetensors"
+    assert path.is_file(), f"{path} is missing: run python3 dev.py setup"
+    return path

@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage import data, transform
 
 from pack.trainer.bucket_report import draw_contact_sheet, report_buckets
@@ -19,7 +20,7 @@ CAT = torch.from_numpy(data.chelsea()).float() / 255  # (300, 451, 3)
 
 
 def picture(width: int, height: int) -> torch.Tensor:
-    return torch.from_numpy(transform.resize(data.astronaut(), (height, width), anti_aliasing=True)).float()
+    return torch.from_numpy(np.array(Image.fromarray(data.astronaut()).resize((width, height)))).float() / 255
 
 
 def fill(*images: torch.Tensor, masks: list[torch.Tensor] | None = None, **settings: object) -> list[TrainingImage]:

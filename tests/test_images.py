@@ -13,8 +13,8 @@ from skimage import data
 
 from pack.trainer.images import LoadedImage, fingerprint_folder, load_folder
 
-CAT = data.chelsea()  # 300 x 451 x 3
-MAN = data.camera()  # 512 x 512, gray
+CAT = data.chelsea()[80:180, 120:290]  # 100 x 170 x 3
+MAN = data.camera()[80:208, 180:308]  # 128 x 128, gray
 LOSSLESS = ["PNG", "png", "tif", "TIFF", "bmp", "pcx", "Webp"]
 
 
@@ -46,17 +46,17 @@ def test_a_photograph_in_a_lossless_format_loads_bit_for_bit(tmp_path, extension
     image = load_one(tmp_path)
     assert np.array_equal(to_bytes(image.pixels), CAT)
     assert image.pixels.dtype == torch.float32 and image.pixels.is_contiguous()
-    assert image.mask.shape == (300, 451) and bool((image.mask == 1).all())
+    assert image.mask.shape == (100, 170) and bool((image.mask == 1).all())
 
 
 @pytest.mark.parametrize("extension", ["jpg", "JPEG", "Jpg"])
 def test_a_jpeg_loads_close_to_its_photograph(tmp_path, extension):
     write(tmp_path / f"cat.{extension}", quality=95)
-    assert np.abs(to_bytes(load_one(tmp_path).pixels).astype(int) - CAT).mean() < 2
+    assert np.abs(to_bytes(load_one(tmp_path).pixels).astype(int) - CAT).mean() < 4
 
 
 def test_an_icon_loads_its_largest_picture(tmp_path):
-    square = Image.fromarray(data.astronaut()).resize((256, 256))
+    square = Image.fromarray(data.astronaut()[100:356, 100:356])
     write(tmp_path / "a.ico", square, sizes=[(32, 32), (256, 256)])
     assert np.array_equal(to_bytes(load_one(tmp_path).pixels), np.asarray(square))
 
@@ -69,7 +69,7 @@ def test_a_gif_has_the_colors_of_its_palette(tmp_path):
 
 @pytest.mark.parametrize("extension", ["png", "tif", "webp"])
 def test_alpha_becomes_the_mask_as_it_is(tmp_path, extension):
-    alpha = np.tile(np.linspace(0, 255, 451).astype(np.uint8), (300, 1))
+    alpha = np.tile(np.linspace(0, 255, 170).astype(np.uint8), (100, 1))
     write(tmp_path / f"cat.{extension}", np.dstack([CAT, alpha]), lossless=True, exact=True)
     image = load_one(tmp_path)
     assert np.array_equal(to_bytes(image.mask), alpha)
@@ -77,7 +77,7 @@ def test_alpha_becomes_the_mask_as_it_is(tmp_path, extension):
 
 
 def test_gray_with_alpha_gives_gray_pixels_and_a_mask(tmp_path):
-    alpha = np.where(np.arange(512) < 100, 0, 255).astype(np.uint8) * np.ones((512, 1), np.uint8)
+    alpha = np.where(np.arange(128) < 40, 0, 255).astype(np.uint8) * np.ones((128, 1), np.uint8)
     write(tmp_path / "man.png", np.dstack([MAN, alpha]))
     image = load_one(tmp_path)
     assert np.array_equal(to_bytes(image.pixels), np.dstack([MAN] * 3))
@@ -85,8 +85,8 @@ def test_gray_with_alpha_gives_gray_pixels_and_a_mask(tmp_path):
 
 
 def test_a_palette_with_one_transparent_color_masks_that_color(tmp_path):
-    indices = np.arange(300 * 451).reshape(300, 451).astype(np.uint8) % 7
-    picture = Image.frombytes("P", (451, 300), indices.tobytes())
+    indices = np.arange(100 * 170).reshape(100, 170).astype(np.uint8) % 7
+    picture = Image.frombytes("P", (170, 100), indices.tobytes())
     colors = [30, 60, 90] + [200, 10, 10] * 2 + [0, 250, 0] * 4
     picture.putpalette(colors)
     for name in ("a.gif", "b.png"):
@@ -107,7 +107,7 @@ def test_a_palette_with_graded_transparency_gives_graded_masks(tmp_path):
 @pytest.mark.parametrize("extension", ["tif", "jpg"])
 def test_cmyk_becomes_rgb(tmp_path, extension):
     write(tmp_path / f"cat.{extension}", Image.fromarray(CAT).convert("CMYK"), quality=98)
-    assert np.abs(to_bytes(load_one(tmp_path).pixels).astype(int) - CAT).mean() < 3
+    assert np.abs(to_bytes(load_one(tmp_path).pixels).astype(int) - CAT).mean() < 4
 
 
 @pytest.mark.parametrize("extension", ["png", "tif"])
@@ -116,7 +116,7 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, extension, byte_order
     deep = MAN.astype(np.uint16) * 257 - MAN // 8
     write(tmp_path / f"man.{extension}", Image.fromarray(deep.astype(byte_order)))
     pixels = load_one(tmp_path).pixels
-    assert pixels.shape == (512, 512, 3)
+    assert pixels.shape == (128, 128, 3)
     np.testing.assert_allclose(pixels[:, :, 1].numpy(), deep / 65535, atol=1e-7)
 
 
@@ -124,7 +124,7 @@ def test_floating_point_pictures_load_from_zero_to_one_and_are_refused_outside(t
     write(tmp_path / "inside.tif", (MAN / 255).astype(np.float32))
     np.testing.assert_allclose(load_one(tmp_path).pixels[:, :, 0].numpy(), MAN / 255, atol=1e-6)
     write(tmp_path / "outside.tif", MAN.astype(np.float32))
-    with pytest.raises(ValueError, match="outside.tif: has gray values from 0 to 255"):
+    with pytest.raises(ValueError, match="outside.tif: has gray values from .* save it with 8 or 16 bits"):
         load(tmp_path)
 
 
@@ -158,8 +158,8 @@ def test_every_exif_orientation_comes_out_upright_with_its_mask(tmp_path, orient
     stored = np.ascontiguousarray(STORED[orientation](picture))
     write(tmp_path / f"cat.{extension}", stored, exif=exif, lossless=True, quality=95)
     image = load_one(tmp_path)
-    assert image.pixels.shape == (300, 451, 3)
-    assert np.abs(to_bytes(image.pixels).astype(int) - CAT).mean() < 2
+    assert image.pixels.shape == (100, 170, 3)
+    assert np.abs(to_bytes(image.pixels).astype(int) - CAT).mean() < 4
     if extension != "jpg":
         assert np.array_equal(to_bytes(image.mask), CAT[:, :, 0] | 1)
 
@@ -169,9 +169,9 @@ def test_every_exif_orientation_comes_out_upright_with_its_mask(tmp_path, orient
 def test_a_rotated_sixteen_bit_picture_comes_out_upright(tmp_path, orientation, extension):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    deep = np.ascontiguousarray(STORED[orientation](MAN[:300].astype(np.uint16) * 257))
+    deep = np.ascontiguousarray(STORED[orientation](MAN[:80].astype(np.uint16) * 257))
     write(tmp_path / f"man.{extension}", deep, exif=exif)
-    np.testing.assert_allclose(load_one(tmp_path).pixels[:, :, 0].numpy(), MAN[:300] / 255, atol=1e-6)
+    np.testing.assert_allclose(load_one(tmp_path).pixels[:, :, 0].numpy(), MAN[:80] / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize("extension", ["gif", "png", "webp", "tiff"])

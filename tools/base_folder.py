@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,16 @@ def make_folders(base: Path) -> None:
     except OSError as error:
         raise ToolError(f"The base folder {base} cannot be made ({error.strerror}): name another one.") from error
     _link_pack(base / "custom_nodes")
+
+
+def share_model(source: Path, base: Path) -> None:
+    """Give a base folder the demonstration model of another one, if that has it."""
+    if not (source / CHECKPOINT).is_file():
+        return
+    try:
+        os.link(source / CHECKPOINT, base / CHECKPOINT)
+    except OSError:  # another disk
+        shutil.copyfile(source / CHECKPOINT, base / CHECKPOINT)
 
 
 def _link_pack(custom_nodes: Path) -> None:

@@ -46,7 +46,7 @@ def _stages(folder: Path, status: StatusLine) -> list[Stage]:
               [TORCH, VISION, AUDIO, str(gpu)], lambda: _install_torch(folder, status, gpu),
               lambda: _records(venv, "torch", "torchvision", "torchaudio"), disk_mb=8000 if gpu else 1500),
         Stage("comfyui", "ComfyUI 0.30.0", "12 MB to fetch", folder, [SOURCE_SHA256],
-              lambda: _unpack_comfyui(fetch_source(folder, status), host.comfyui),
+              lambda: unpack_comfyui(fetch_source(folder, status), host.comfyui),
               lambda: [*host.comfyui.rglob("*.py"), comfyui_requirements], disk_mb=150),
         Stage("requirements", "Requirements", "of ComfyUI, the pack and its tests, about 600 MB to fetch", folder,
               [comfyui_requirements, *REQUIREMENTS, RUNNER_REQUIREMENTS], lambda: _install_requirements(folder, status),
@@ -113,7 +113,7 @@ def fetch_source(folder: Path, status: StatusLine) -> Path:
     return source
 
 
-def _unpack_comfyui(source: Path, comfyui: Path) -> None:
+def unpack_comfyui(source: Path, comfyui: Path) -> None:
     part = comfyui.with_name(comfyui.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     with tarfile.open(source) as archive:

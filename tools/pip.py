@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -56,6 +57,8 @@ def explain(title: str, lines: list[str], log: Path) -> str:
                 f"Pip's output is in {log}.")
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     reason = errors[-1].rstrip(".") if errors else next((line for line in reversed(lines) if line), "it said nothing")
+    if "No matching distribution" in reason:  # Python is too new, or the machine of a rare kind
+        reason += f" (Python {platform.python_version()}, {platform.system()} {platform.machine()})"
     return f"{title}: pip failed: {reason}. Its whole output is in {log}."
 
 
@@ -63,11 +66,12 @@ def forget_half_installed(venv: Path) -> None:
     """Make pip install again what it was installing when it was killed.
 
     Pip unpacks a whole package before it writes INSTALLER, and believes a package to be installed as soon as its
-    METADATA is there.
+    METADATA is there. What an older version leaves while it makes room is called ~something.
     """
-    for info in site_packages(venv).glob("*.dist-info"):
-        if not (info / "INSTALLER").is_file():
-            shutil.rmtree(info)
+    packages = site_packages(venv)
+    half = [info for info in packages.glob("*.dist-info") if not (info / "INSTALLER").is_file()]
+    for folder in {*half, *packages.glob("~*")}:
+        shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
 
 
 def site_packages(venv: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from .errors import ToolError
 from .server import Server
 from .terminal import StatusLine, duration
-from .workflow import Output, load_workflow, run_workflow
+from .runner import Output, load_workflow, run_workflow
 
 
 class Follower:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from .host import has_nvidia_driver
 # A proxy of the environment has no business between us and this machine.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _STARTS_WITHIN = 300.0  # seconds; 15 are usual
+_STOPS_WITHIN = 10.0  # seconds, before it is killed
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 class Server:
@@ -57,7 +60,7 @@ class Server:
             return
         self._process.terminate()
         try:
-            self._process.wait(10)
+            self._process.wait(_STOPS_WITHIN)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -69,24 +72,24 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     def get(self, path: str) -> Any:
-        """Get an answer of the server, read from JSON."""
-        with _OPENER.open(f"http://{self.address}{path}", timeout=60) as answer:
-            return json.load(answer)
+        """Get an answer of the server, read from JSON. Raises ToolError if there is none."""
+        return json.loads(self._ask(urllib.request.Request(f"http://{self.address}{path}"))[1])
 
     def post(self, path: str, data: dict) -> tuple[int, Any]:
-        """Send JSON to the server; give the HTTP status and the answer, None if it is empty."""
-        request = urllib.request.Request(f"http://{self.address}{path}", json.dumps(data).encode(),
-                                         {"Content-Type": "application/json"})
-        try:
-            with _OPENER.open(request, timeout=60) as answer:
-                status, body = answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            status, body = error.code, error.read()
+        """Send JSON; give the HTTP status and the answer, None if it is empty. Raises ToolError if nobody answers."""
+        status, body = self._ask(urllib.request.Request(f"http://{self.address}{path}", json.dumps(data).encode(),
+                                                        {"Content-Type": "application/json"}))
         return status, json.loads(body) if body else None
 
-    def death(self) -> ToolError:
-        """Give the error for a server that has ended by itself, with the end of its log."""
-        tail = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+    def lost(self) -> ToolError:
+        """Give the error for a server that no longer answers; if it has ended, with the end of its log."""
+        try:
+            code = self._process and self._process.wait(1)  # a connection breaks a moment before its program has ended
+        except subprocess.TimeoutExpired:
+            code = None
+        if code is None:
+            return ToolError(f"ComfyUI does not answer at {self.address}; its log is {self.log}.")
+        tail = _COLOUR.sub("", self.log.read_text(encoding="utf-8", errors="replace")).splitlines()[-15:]
         return ToolError("\n".join([f"ComfyUI has stopped by itself; the end of its log {self.log}:",
                                     *(f"    {line}" for line in tail)]))
 
@@ -108,15 +111,21 @@ class Server:
 
     def _wait(self) -> None:
         end = time.monotonic() + _STARTS_WITHIN
-        while time.monotonic() < end:
-            if not self.is_running():
-                raise self.death()
-            try:
+        while self.is_running() and time.monotonic() < end:
+            if _is_taken(self.port):
                 self.get("/queue")
                 return
-            except OSError:  # not yet
-                time.sleep(0.2)
-        raise ToolError(f"ComfyUI did not answer within {_STARTS_WITHIN:.0f} seconds; its log is {self.log}.")
+            time.sleep(0.1)
+        raise self.lost()
+
+    def _ask(self, request: urllib.request.Request) -> tuple[int, bytes]:
+        try:
+            with _OPENER.open(request, timeout=60) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+        except OSError as error:
+            raise self.lost() from error
 
 
 def _free_port() -> int:

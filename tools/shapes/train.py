@@ -63,6 +63,14 @@ def likely_picture(rng: random.Random) -> Image.Image:
     return image.resize((world.SIZE, world.SIZE), Image.Resampling.BOX)
 
 
+def near_picture(rng: random.Random) -> Image.Image:
+    """Draw a scene of the world, or of its words and the new ones, or a likely picture."""
+    if rng.random() < 0.5:
+        return likely_picture(rng)
+    colour, shape = rng.choice([*world.COLOURS, *world.NEW_COLOURS]), rng.choice(world.SHAPES + world.NEW_SHAPES * 2)
+    return world.Scene(colour, shape, rng.choice(list(world.BACKGROUNDS)), **world.place(rng)).draw()
+
+
 def _turned_outline(rng: random.Random, x: float, y: float, radius: float) -> list[tuple[float, float]]:
     turn = rng.choice([0.0, 0.0, rng.uniform(-0.3, 0.3)])
     return [(x + radius * (u * math.cos(turn) - v * math.sin(turn)), y + radius * (u * math.sin(turn) + v * math.cos(turn)))
@@ -74,22 +82,25 @@ def _any_colour(rng: random.Random) -> tuple[int, int, int]:
     return rng.choice(known) if rng.random() < 0.6 else tuple(rng.randrange(256) for _ in range(3))
 
 
-def train_autoencoder(steps: int, batch: int, device: torch.device, state: Path) -> torch.nn.Module:
+def train_autoencoder(batch: int, device: torch.device, state: Path) -> torch.nn.Module:
     """Train the autoencoder to give latents of mean 0 and deviation 1 that decode well with a little noise on them.
 
-    The first two fifths on pictures of all kinds, the rest on pictures more like the world's.
+    In phases: pictures of all kinds first, then pictures more and more like the world's. `state` holds the last phase
+    that is finished.
     """
     from .host import LATENT_SCALE, build_autoencoder
 
     torch.manual_seed(SEED)
     model = build_autoencoder().to(device, memory_format=torch.channels_last)
     _initialise_convolutions(model)
+    phases = [(any_picture, 2000, 7e-4), (likely_picture, 3000, 6e-4), (near_picture, 1200, 5e-4)]
+    finished = 0
     if state.is_file():
-        model.load_state_dict(torch.load(state, weights_only=True))
-    else:
-        _train_autoencoder_on(any_picture, model, steps * 2 // 5, 7e-4, batch, device)
-        torch.save(model.state_dict(), state)
-    _train_autoencoder_on(likely_picture, model, steps - steps * 2 // 5, 6e-4, batch, device)
+        finished, values = torch.load(state, weights_only=True)
+        model.load_state_dict(values)
+    for number, (picture, steps, rate) in enumerate(phases[finished:], finished + 1):
+        _train_autoencoder_on(picture, model, steps, rate, batch, device)
+        torch.save((number, model.state_dict()), state)
     with torch.no_grad():
         rng = random.Random(SEED)
         z = encode(model, [world.random_scene(rng).draw() for _ in range(256)], device)
@@ -240,8 +251,7 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
     parser.add_argument("--state", type=Path, default=Path("shapes-training.pt"), help="where to keep what a resumed training needs")
-    parser.add_argument("--autoencoder-steps", type=int, default=5000)
-    parser.add_argument("--unet-steps", type=int, default=6000)
+    parser.add_argument("--unet-steps", type=int, default=4500)
     parser.add_argument("--batch", type=int, default=16)
     options = parser.parse_args()
     sys.path.insert(0, str(options.comfyui.resolve()))
@@ -257,7 +267,7 @@ def main() -> None:
         autoencoder.load_state_dict(load_weights(options.out / "autoencoder.safetensors"))
         autoencoder.to(device)
     else:
-        autoencoder = train_autoencoder(options.autoencoder_steps, options.batch // 2, device, options.state.with_suffix(".autoencoder.pt"))
+        autoencoder = train_autoencoder(options.batch // 2, device, options.state.with_suffix(".autoencoder.pt"))
         save_weights(autoencoder.state_dict(), options.out / "autoencoder.safetensors")
     unet = train_unet(autoencoder, options.unet_steps, options.batch, device, options.state)
     save_weights(unet.state_dict(), options.out / "unet.safetensors")

@@ -76,25 +76,35 @@ def cancel(server: Server, prompt_id: str) -> None:
 
 async def _follow(server: Server, prompt: dict, prompt_id: str, on_event: OnEvent) -> None:
     client_id = uuid.uuid4().hex
-    failure = None
-    async with aiohttp.ClientSession() as session:
-        # Listen first: the server sends a prompt's events once.
-        async with session.ws_connect(f"http://{server.address}/ws?clientId={client_id}", max_msg_size=0) as socket:
-            _queue(server, prompt, prompt_id, client_id)
-            async for message in socket:
-                if message.type != aiohttp.WSMsgType.TEXT:  # previews
-                    continue
-                event, data = _event(message.data)
-                if data.get("prompt_id", prompt_id) != prompt_id:
-                    continue
-                if event == "executing" and data.get("node") is None:  # sent after the history is written
-                    if failure:
-                        raise ToolError(failure)
+    try:
+        async with aiohttp.ClientSession() as session:
+            # Listen first: the server sends a prompt's events once.
+            async with session.ws_connect(f"http://{server.address}/ws?clientId={client_id}", max_msg_size=0) as socket:
+                _queue(server, prompt, prompt_id, client_id)
+                if await _listen(socket, prompt, prompt_id, on_event):
                     return
-                title = _title(prompt, str(data.get("display_node") or data.get("node") or data.get("node_id") or ""))
-                failure = _failure(event, title, data) or failure
-                on_event(event, title, data)
-    raise server.death() if not server.is_running() else ToolError("ComfyUI has closed the connection: run it again.")
+    except aiohttp.ClientError as error:
+        raise server.lost() from error
+    raise server.lost()
+
+
+async def _listen(socket: aiohttp.ClientWebSocketResponse, prompt: dict, prompt_id: str, on_event: OnEvent) -> bool:
+    """Follow the events of a prompt; True when it has ended well, False when the server has gone before."""
+    failure = None
+    async for message in socket:
+        if message.type != aiohttp.WSMsgType.TEXT:  # previews
+            continue
+        event, data = _event(message.data)
+        if data.get("prompt_id", prompt_id) != prompt_id:
+            continue
+        if event == "executing" and data.get("node") is None:  # sent after the history is written
+            if failure:
+                raise ToolError(failure)
+            return True
+        title = _title(prompt, str(data.get("display_node") or data.get("node") or data.get("node_id") or ""))
+        failure = _failure(event, title, data) or failure
+        on_event(event, title, data)
+    return False
 
 
 def _event(text: str) -> tuple[str, dict]:
