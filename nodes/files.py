@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from pathlib import Path
 
 import folder_paths
+import torch
 from comfy_api.latest import io, ui
 
 from ..trainer.files import PRECISIONS, file_metadata, load_lora, save_lora
 
 LoRAModel = io.Custom("LORA_MODEL")
+UNFINISHED_KEPT = 10  # files
+
+logger = logging.getLogger(__name__)
 
 
 class SaveLoRA(io.ComfyNode):
@@ -23,12 +29,31 @@ class SaveLoRA(io.ComfyNode):
             search_aliases=["export lora", "safetensors", "write lora"],
             inputs=[
                 LoRAModel.Input("lora", tooltip="From a training node or Load LoRA."),
-                io.String.Input("name", default="my_lora", tooltip="Name of the file in output/loras, without its ending; style/my_lora puts it into a folder there."),
-                io.Combo.Input("save_precision", options=list(PRECISIONS), default="fp16",
-                               tooltip="fp16 is half the size of fp32 and samples alike; every program reads it."),
-                io.Float.Input("strength", default=1.0, min=-100, max=100, step=0.1, advanced=True,
-                               tooltip="Multiplies the LoRA in the file: saved at 2, strength 1 works as 2 does now. Negative turns a slider round."),
-                io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of this name. Off: a number is added to the name instead."),
+                io.String.Input(
+                    "name",
+                    default="my_lora",
+                    tooltip="Name of the file in output/loras, without its ending; style/my_lora puts it into a folder there.",
+                ),
+                io.Combo.Input(
+                    "save_precision",
+                    options=list(PRECISIONS),
+                    default="fp16",
+                    tooltip="fp16 is half the size of fp32 and samples alike; every program reads it.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-100,
+                    max=100,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="Multiplies the LoRA in the file: saved at 2, strength 1 works as 2 does now. Negative turns a slider round.",
+                ),
+                io.Boolean.Input(
+                    "overwrite",
+                    default=False,
+                    tooltip="Replace a file of this name. Off: a number is added to the name instead.",
+                ),
             ],
             outputs=[io.String.Output("path", tooltip="Where the file is.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -52,7 +77,13 @@ class LoadLoRA(io.ComfyNode):
             category="TrainTrain",
             description="Reads a LoRA file for nodes that take a LoRA by wire.",
             search_aliases=["open lora", "lora file", "import lora"],
-            inputs=[io.Combo.Input("lora_name", options=_safetensors_names(), tooltip="A .safetensors file from the host's LoRA folders.")],
+            inputs=[
+                io.Combo.Input(
+                    "lora_name",
+                    options=_safetensors_names(),
+                    tooltip="A .safetensors file from the host's LoRA folders.",
+                )
+            ],
             outputs=[LoRAModel.Output("lora", tooltip="Goes into Save LoRA, or into the host's Load LoRA Model.")],
         )
 
@@ -73,26 +104,59 @@ class PlotLoss(io.ComfyNode):
             node_id="TrainTrain_PlotLoss",
             display_name="Plot Loss",
             category="TrainTrain",
-            description="Draws the loss of one or more trainings, and writes it as a table to output/loss.",
+            description="Draws the loss of one or more trainings, and writes chart and table to output/loss.",
             search_aliases=["loss graph", "training curve", "loss chart"],
             inputs=[
-                io.Autogrow.Input("loss", template=io.Autogrow.TemplatePrefix(
-                    io.Custom("LOSS_MAP").Input("run", tooltip="From a training node."), "run", min=1, max=16)),
-                io.Int.Input("smoothing", default=25, min=1, max=10000, tooltip="Steps that the smooth line averages over. 1 draws the bare losses."),
+                io.Autogrow.Input(
+                    "loss",
+                    template=io.Autogrow.TemplatePrefix(
+                        io.Custom("LOSS_MAP").Input("run", tooltip="From a training node."), "run", min=1, max=16
+                    ),
+                ),
+                io.Int.Input(
+                    "smoothing",
+                    default=25,
+                    min=1,
+                    max=10000,
+                    tooltip="Steps that the smooth line averages over. 1 draws the bare losses.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="loss",
+                    tooltip="Name of the chart (.png) and the table (.csv) in output/loss; a number is added if it is taken.",
+                ),
             ],
             outputs=[io.Image.Output("image", tooltip="The chart.")],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, loss, smoothing) -> io.NodeOutput:
-        from .plot import draw_losses, write_losses  # matplotlib takes a second to import: not when ComfyUI starts
+    def execute(cls, loss, smoothing, name) -> io.NodeOutput:
+        from .plot import (
+            draw_losses,
+            save_picture,
+            write_losses,
+        )  # matplotlib takes a second to import: not when ComfyUI starts
 
         runs = [[float(value) for value in run["loss"]] for run in loss.values() if run is not None]
-        table = _output_path("loss", "loss", ".csv", overwrite=False)
+        table = _output_path("loss", name, ".csv", overwrite=False)
         write_losses(table, runs, smoothing)
-        image = draw_losses(runs, smoothing)[None]
-        return io.NodeOutput(image, ui={"text": [str(table)], **ui.PreviewImage(image, cls=cls).as_dict()})
+        image = draw_losses(runs, smoothing)
+        chart = save_picture(table.with_suffix(".png"), image)
+        return io.NodeOutput(
+            image[None], ui={"text": [str(chart), str(table)], **ui.PreviewImage(image[None], cls=cls).as_dict()}
+        )
+
+
+def keep_unfinished(lora: dict[str, torch.Tensor]) -> None:
+    """Write the LoRA of a training that ended early to output/loras/unfinished; the newest UNFINISHED_KEPT stay there."""
+    if not any(tensor.any() for key, tensor in lora.items() if key.endswith("lora_up.weight")):
+        return  # it has learned nothing yet
+    path = _output_path("loras", f"unfinished/{time.strftime('%Y%m%d_%H%M%S')}", ".safetensors", overwrite=False)
+    save_lora(path, lora, "fp32", 1.0, file_metadata(lora, path.stem, {}))
+    logger.warning("The training ended early; its LoRA so far is in %s", path)
+    for old in sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)[:-UNFINISHED_KEPT]:
+        old.unlink()
 
 
 def _output_path(folder: str, name: str, ending: str, overwrite: bool) -> Path:
@@ -101,7 +165,9 @@ def _output_path(folder: str, name: str, ending: str, overwrite: bool) -> Path:
     name = name.strip().removesuffix(ending)
     path = (root / f"{name}{ending}").resolve()
     if not name or "\0" in name or ":" in name or "\\" in name or root not in path.parents:
-        raise ValueError(f"{name!r} is no name for a file in {root}: give a plain name, or one with folders inside it as in style/my_lora.")
+        raise ValueError(
+            f"{name!r} is no name for a file in {root}: give a plain name, or one with folders inside it as in style/my_lora."
+        )
     number = 1
     while path.exists() and not overwrite:
         number += 1

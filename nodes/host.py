@@ -20,6 +20,7 @@ import comfy.utils
 import torch
 
 from ..trainer import denoiser
+from ..trainer.blocks import choose_layers
 from ..trainer.checkpointing import checkpointed
 from ..trainer.config import NetworkConfig, TrainingConfig
 from ..trainer.files import LoRAWeights, training_metadata
@@ -34,7 +35,7 @@ class HostDenoiser:
     """A loaded MODEL as the trainer's Denoiser. Lives as long as one training."""
 
     def __init__(self, patcher: Patcher) -> None:
-        self.device = patcher.load_device
+        self.device, self.dtype = patcher.load_device, patcher.model.get_dtype_inference()
         self.parameterization = _parameterization(patcher.model.model_sampling)
         self._model = patcher.model
         self._sigmas = _sigma_table(patcher.model.model_sampling).to(self.device)
@@ -46,9 +47,13 @@ class HostDenoiser:
         return torch.lerp(self._sigmas[low], self._sigmas[low + 1], t - low)
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return self._model.model_sampling.noise_scaling(sigma, noise.clone(), x0, False)  # adds into the noise it is given
+        return self._model.model_sampling.noise_scaling(
+            sigma, noise.clone(), x0, False
+        )  # adds into the noise it is given
 
-    def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, conditioning: Sequence[denoiser.Conditioning]) -> torch.Tensor:
+    def predict(
+        self, x_t: torch.Tensor, sigma: torch.Tensor, conditioning: Sequence[denoiser.Conditioning]
+    ) -> torch.Tensor:
         conds = [self._encode(cond, x_t) for cond in conditioning]
         groups = _group_alike(conds)
         if len(groups) == 1:
@@ -68,8 +73,17 @@ class HostDenoiser:
         if key not in self._model_conds:
             x = x_t[:1].detach()
             entry = comfy.sampler_helpers.convert_cond([conditioning])
-            entry = comfy.samplers.encode_model_conds(self._model.extra_conds, entry, x, self.device, "positive",
-                                                      latent_image=None, denoise_mask=None, seed=0, latent_shapes=[x.shape])
+            entry = comfy.samplers.encode_model_conds(
+                self._model.extra_conds,
+                entry,
+                x,
+                self.device,
+                "positive",
+                latent_image=None,
+                denoise_mask=None,
+                seed=0,
+                latent_shapes=[x.shape],
+            )
             conds = entry[0]["model_conds"]
             self._model_conds[key] = {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}
         return self._model_conds[key]
@@ -83,8 +97,10 @@ class HostTextEncoder:
 
     def encode(self, captions: Sequence[str]) -> list[denoiser.Conditioning]:
         with torch.inference_mode():
-            encoded = {text: self._clip.encode_from_tokens_scheduled(self._clip.tokenize(text))[0]
-                       for text in dict.fromkeys(captions)}
+            encoded = {
+                text: self._clip.encode_from_tokens_scheduled(self._clip.tokenize(text))[0]
+                for text in dict.fromkeys(captions)
+            }
         encoded = normal_tensors(encoded)
         return [encoded[text] for text in captions]
 
@@ -95,9 +111,9 @@ def open_training(patcher: Patcher, gradient_checkpointing: bool) -> Iterator[tu
 
     Whatever ends the block, the model is as it was: weights, flags, layers.
     """
-    if patcher.is_dynamic():  # its weights leave the device right after each layer, which autograd must not see
-        patcher = patcher.clone(disable_dynamic=True)
     with torch.inference_mode(False), torch.enable_grad():
+        if patcher.is_dynamic():  # its weights leave the device right after each layer, which autograd must not see
+            patcher = _load_plain(patcher)
         # More memory than there is: every other model leaves the device.
         comfy.model_management.load_models_gpu([patcher], memory_required=1e20, force_full_load=True)
         _make_normal(patcher.model)
@@ -110,15 +126,38 @@ def open_training(patcher: Patcher, gradient_checkpointing: bool) -> Iterator[tu
             patcher.cleanup()
 
 
-def train_lora(patcher: Patcher, network_config: NetworkConfig, config: TrainingConfig, method: Method,
-               on_step: OnStep) -> tuple[LoRAWeights, list[float]]:
-    """Train a new LoRA for a MODEL by a method; return its weights and the loss of each step."""
+def train_lora(
+    patcher: Patcher,
+    network_config: NetworkConfig,
+    config: TrainingConfig,
+    method: Method,
+    on_step: OnStep,
+    keep: Callable[[LoRAWeights], object],
+) -> tuple[LoRAWeights, list[float]]:
+    """Train a new LoRA for a MODEL by a method; return its weights and the loss of each step.
+
+    Where the training ends early, `keep` is given the LoRA so far.
+    """
     started = time.time()
     with open_training(patcher, config.gradient_checkpointing) as (model, layers):
         network = LoRANetwork(layers, network_config, lora_key_of(patcher), config.seed)
-        losses = train(model, network, method, config, on_step)
-    metadata = training_metadata(network_config, config, _base_model(patcher), started)
-    return LoRAWeights(network.weights(), metadata), losses
+
+        def trained() -> LoRAWeights:
+            return LoRAWeights(
+                network.weights(), training_metadata(network_config, config, _base_model(patcher), started)
+            )
+
+        try:
+            losses = train(model, network, method, config, on_step)
+        except BaseException:  # cancelling is one, too
+            keep(trained())
+            raise
+    return trained(), losses
+
+
+def check_network(patcher: Patcher, config: NetworkConfig) -> None:
+    """Raise ValueError if a network cannot be made for a MODEL, before anything is encoded for it."""
+    choose_layers(patcher.model.diffusion_model, config)
 
 
 def encode_images(vae: Any, patcher: Patcher, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -129,10 +168,19 @@ def encode_images(vae: Any, patcher: Patcher, images: Sequence[torch.Tensor]) ->
     multiple = vae.spacial_compression_encode()
     sizes = sorted({f"{i.shape[1]}x{i.shape[0]}" for i in images if i.shape[0] % multiple or i.shape[1] % multiple})
     if sizes:
-        raise ValueError(f"Pictures of {', '.join(sizes)} do not fit this model, whose latents stand for {multiple}x{multiple} "
-                         f"pixels: make width and height multiples of {multiple} (buckets_step and the frame in Bucket Images).")
+        raise ValueError(
+            f"Pictures of {', '.join(sizes)} do not fit this model, whose latents stand for {multiple}x{multiple} "
+            f"pixels: make width and height multiples of {multiple} (buckets_step and the frame in Bucket Images)."
+        )
     with torch.inference_mode():
-        latents = [patcher.model.process_latent_in(vae.encode(image[None]))[0] for image in images]
+        latents = [vae.encode(image[None]) for image in images]
+        channels, expected = latents[0].shape[1], patcher.model.latent_format.latent_channels
+        if channels != expected:
+            raise ValueError(
+                f"The VAE makes latents of {channels} channels and the model takes {expected}: wire the VAE that "
+                "belongs to the model."
+            )
+        latents = [patcher.model.process_latent_in(latent)[0] for latent in latents]
     return normal_tensors([latent.to(patcher.load_device, torch.float32) for latent in latents])
 
 
@@ -142,7 +190,9 @@ def lora_key_of(patcher: Patcher) -> Callable[[str], str]:
     if isinstance(patcher.model.model_config, (comfy.supported_models.SD15, comfy.supported_models.SD20)):
         names = comfy.utils.unet_to_diffusers(patcher.model.model_config.unet_config)
         renamed = {ours: theirs for theirs, ours in names.items()}
-    return lambda layer: "lora_unet_" + renamed.get(f"{layer}.weight", f"{layer}.weight").removesuffix(".weight").replace(".", "_")
+    return lambda layer: (
+        "lora_unet_" + renamed.get(f"{layer}.weight", f"{layer}.weight").removesuffix(".weight").replace(".", "_")
+    )
 
 
 def with_lora(patcher: Patcher, lora: dict[str, torch.Tensor]) -> Patcher:
@@ -154,8 +204,10 @@ def with_lora(patcher: Patcher, lora: dict[str, torch.Tensor]) -> Patcher:
     layers = sum(key.endswith(".alpha") for key in lora)
     placed = sum(len(patches) - len(patcher.patches.get(key, ())) for key, patches in patched.patches.items())
     if placed != layers:
-        raise RuntimeError(f"The host put {placed} of the LoRA's {layers} layers on the model: the LoRA is of another model, or "
-                           "this ComfyUI names the model's layers differently.")
+        raise RuntimeError(
+            f"The host put {placed} of the LoRA's {layers} layers on the model: the LoRA is of another model, or "
+            "this ComfyUI names the model's layers differently."
+        )
     return patched
 
 
@@ -178,20 +230,27 @@ def _base_model(patcher: Patcher) -> str:
 
 
 def _parameterization(sampling: Any) -> denoiser.Parameterization:
-    kinds = {comfy.model_sampling.CONST: denoiser.FlowPrediction, comfy.model_sampling.V_PREDICTION: denoiser.VPrediction,
-             comfy.model_sampling.EPS: denoiser.NoisePrediction}
+    kinds = {
+        comfy.model_sampling.CONST: denoiser.FlowPrediction,
+        comfy.model_sampling.V_PREDICTION: denoiser.VPrediction,
+        comfy.model_sampling.EPS: denoiser.NoisePrediction,
+    }
     odd = (comfy.model_sampling.EDM, comfy.model_sampling.X0, comfy.model_sampling.IMG_TO_IMG_FLOW)
     for kind, ours in kinds.items():
         if isinstance(sampling, kind) and not isinstance(sampling, odd):
             return ours()
-    raise ValueError(f"This model's prediction ({type(sampling).__mro__[1].__name__} and {type(sampling).__mro__[2].__name__}) is "
-                     "none that can be trained: take a model that predicts noise, v, or a flow's velocity.")
+    raise ValueError(
+        f"This model's prediction ({type(sampling).__mro__[1].__name__} and {type(sampling).__mro__[2].__name__}) is "
+        "none that can be trained: take a model that predicts noise, v, or a flow's velocity."
+    )
 
 
 def _sigma_table(sampling: Any) -> torch.Tensor:
     """Return the noise levels of the timesteps 0 to 1000."""
     if isinstance(sampling, comfy.model_sampling.CONST):
-        return torch.tensor([sampling.percent_to_sigma(1 - t / denoiser.TIMESTEPS) for t in range(denoiser.TIMESTEPS + 1)])
+        return torch.tensor(
+            [sampling.percent_to_sigma(1 - t / denoiser.TIMESTEPS) for t in range(denoiser.TIMESTEPS + 1)]
+        )
     t = torch.arange(denoiser.TIMESTEPS + 1, dtype=torch.float32)
     return sampling.sigma(t.clamp(max=denoiser.TIMESTEPS - 1)).float().cpu().clone()
 
@@ -203,7 +262,9 @@ def _transformer_options(patcher: Patcher) -> dict:
     return options
 
 
-def _attention(_: Callable, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+def _attention(
+    _: Callable, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **options: Any
+) -> torch.Tensor:
     # On the CPU the backward pass of torch's fused attention is several times slower than that of plain products.
     plain = q.device.type == "cpu"
     attend = comfy.ldm.modules.attention.attention_basic if plain else comfy.ldm.modules.attention.attention_pytorch
@@ -221,6 +282,16 @@ def _group_alike(conds: Sequence[dict]) -> list[list[int]]:
         else:
             groups.append([i])
     return groups
+
+
+def _load_plain(patcher: Patcher) -> Patcher:
+    """Load the model's file again without the host's dynamic memory, the LoRAs of the MODEL on it."""
+    if patcher.cached_patcher_init is None:
+        raise ValueError(
+            "This MODEL comes from a node that cannot load it again, as training needs with ComfyUI's dynamic memory: "
+            "load it with Load Checkpoint or Load Diffusion Model, or start ComfyUI with --disable-dynamic-vram."
+        )
+    return patcher.clone(disable_dynamic=True)
 
 
 @torch.no_grad()

@@ -142,23 +142,36 @@ def _frame_inputs() -> list[io.Input]:
     sizes = {"min": 8, "max": 8192, "step": 8}
     return [
         io.Int.Input(
-            "width", default=DEFAULTS.width, **sizes,
+            "width",
+            default=DEFAULTS.width,
+            **sizes,
             tooltip="Pixels. width x height is the largest area of a frame: 512 for SD 1.5, 1024 for SDXL and later.",
         ),
         io.Int.Input(
-            "height", default=DEFAULTS.height, **sizes,
+            "height",
+            default=DEFAULTS.height,
+            **sizes,
             tooltip="Pixels. Upright or wide does not matter: frames are made for both.",
         ),
         io.Int.Input(
-            "buckets_step", default=DEFAULTS.step, **sizes,
+            "buckets_step",
+            default=DEFAULTS.step,
+            **sizes,
             tooltip="Pixels between one frame side and the next. Smaller: less cropping, but more frames to fill.",
         ),
         io.Int.Input(
-            "min_length", default=DEFAULTS.min_length, **sizes,
+            "min_length",
+            default=DEFAULTS.min_length,
+            **sizes,
             tooltip="Pixels, the shortest side of a frame. Half of width suits most.",
         ),
         io.Float.Input(
-            "max_ratio", default=DEFAULTS.max_ratio, min=1.0, max=16.0, step=0.1, advanced=True,
+            "max_ratio",
+            default=DEFAULTS.max_ratio,
+            min=1.0,
+            max=16.0,
+            step=0.1,
+            advanced=True,
             tooltip="Longest shape of a frame, longer side / shorter side (no unit).",
         ),
     ]
@@ -167,19 +180,30 @@ def _frame_inputs() -> list[io.Input]:
 def _copy_inputs() -> list[io.Input]:
     return [
         io.Int.Input(
-            "sub_image_num", default=DEFAULTS.sub_image_num, min=0, max=64, advanced=True,
+            "sub_image_num",
+            default=DEFAULTS.sub_image_num,
+            min=0,
+            max=64,
+            advanced=True,
             tooltip="Number of smaller frames each picture goes to as well; 0 = only its main one.",
         ),
         io.Boolean.Input(
-            "mirroring", default=DEFAULTS.mirroring,
+            "mirroring",
+            default=DEFAULTS.mirroring,
             tooltip="On: a flipped copy of each picture. Off for writing, logos and faces that are not symmetrical.",
         ),
         io.Boolean.Input(
-            "disable_upscale", default=DEFAULTS.disable_upscale, advanced=True,
+            "disable_upscale",
+            default=DEFAULTS.disable_upscale,
+            advanced=True,
             tooltip="On: frames larger than the picture are left out; a picture that fits none is an error.",
         ),
         io.Int.Input(
-            "repeats", default=DEFAULTS.repeats, min=1, max=1000, advanced=True,
+            "repeats",
+            default=DEFAULTS.repeats,
+            min=1,
+            max=1000,
+            advanced=True,
             tooltip="Times each picture counts in one epoch; matters when several sets are trained together.",
         ),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+from io import StringIO
 from pathlib import Path
 from typing import Sequence
 
@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
+
+from ..trainer.files import whole_file
 
 
 def smooth(losses: Sequence[float], window: int) -> np.ndarray:
@@ -30,7 +33,14 @@ def draw_losses(runs: Sequence[Sequence[float]], window: int) -> torch.Tensor:
         colour, marker = f"C{(number - 1) % 10}", "o" if len(losses) == 1 else ""
         if window > 1:
             axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=1)
-        axes.plot(steps, smooth(losses, window), color=colour, marker=marker, linewidth=2, label=f"run {number}, {len(losses)} steps")
+        axes.plot(
+            steps,
+            smooth(losses, window),
+            color=colour,
+            marker=marker,
+            linewidth=2,
+            label=f"run {number}, {len(losses)} steps",
+        )
     axes.set_xlabel("step")
     axes.set_ylabel("loss" if window == 1 else f"loss and its mean over {window} steps")
     axes.set_ylim(bottom=0)
@@ -45,14 +55,20 @@ def draw_losses(runs: Sequence[Sequence[float]], window: int) -> torch.Tensor:
 
 def write_losses(path: Path, runs: Sequence[Sequence[float]], window: int) -> None:
     """Write the runs as a CSV table: run, step, loss, smoothed loss. Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["run", "step", "loss", "smoothed loss"])
-            for number, losses in enumerate(runs, 1):
-                table.writerows([number, step, loss, mean] for step, (loss, mean) in enumerate(zip(losses, smooth(losses, window).tolist()), 1))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    rows = [["run", "step", "loss", "smoothed loss"]]
+    for number, losses in enumerate(runs, 1):
+        rows += [
+            [number, step, loss, mean]
+            for step, (loss, mean) in enumerate(zip(losses, smooth(losses, window).tolist()), 1)
+        ]
+    text = StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    with whole_file(path) as part:
+        part.write_text(text.getvalue(), encoding="utf-8", newline="")
+
+
+def save_picture(path: Path, image: torch.Tensor) -> Path:
+    """Write a picture (H, W, 3) in [0, 1] as PNG, whole or not at all, and return its path."""
+    with whole_file(path) as part:
+        Image.fromarray((image * 255).round().byte().numpy()).save(part, "PNG")
+    return path

@@ -33,6 +33,15 @@ class TrainingProgress:
     def _send(self, step: int, loss: float, learning_rate: float, steps_per_second: float) -> None:
         server = getattr(PromptServer, "instance", None)  # there is none where nodes are run without a page
         if server is not None:
-            server.send_sync("traintrain.step", {
-                "node": self._node_id, "step": step, "steps": self._steps, "loss": loss, "learning_rate": learning_rate,
-                "steps_per_second": steps_per_second, "seconds_left": (self._steps - step) / steps_per_second})
+            server.send_sync(
+                "traintrain.step",
+                {
+                    "node": self._node_id,
+                    "step": step,
+                    "steps": self._steps,
+                    "loss": loss,
+                    "learning_rate": learning_rate,
+                    "steps_per_second": steps_per_second,
+                    "seconds_left": (self._steps - step) / steps_per_second,
+                },
+            )

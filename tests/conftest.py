@@ -35,3 +35,16 @@ def shapes_checkpoint() -> Path:
     path = HOST / "base" / "models" / "checkpoints" / "shapes.safetensors"
     assert path.is_file(), f"{path} is missing: run python3 dev.py setup"
     return path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A running ComfyUI with the pack, the demonstration model and folders of its own."""
+    from pack.tools.base_folder import make_folders, share_model
+    from pack.tools.server import Server
+
+    base = tmp_path_factory.mktemp("base")
+    make_folders(base)
+    share_model(HOST / "base", base)
+    with Server(COMFYUI, base) as running:
+        yield running

@@ -10,8 +10,7 @@ import comfy.sd
 import folder_paths
 import pytest
 import torch
-from PIL import Image, ImageFilter
-
+from conftest import ROOT
 from pack.nodes.images import BucketImages, LoadImageFolder
 from pack.nodes.settings import LoRANetwork, TrainingSettings
 from pack.nodes.train import TrainLoRA
@@ -19,8 +18,7 @@ from pack.tools.shapes import pictures
 from pack.tools.shapes.classify import Seen, classify
 from pack.tools.shapes.sampling import draw
 from pack.tools.shapes.world import BACKGROUNDS, COLOURS, SHAPES, Scene, place, random_scene
-
-from conftest import ROOT
+from PIL import Image, ImageFilter
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +33,9 @@ def share(drawn: list[Image.Image], right: Callable[[int, Seen], bool]) -> float
 
 def test_the_classifier_names_what_was_drawn_sharp_or_soft():
     rng = random.Random(1)
-    scenes = [random_scene(rng) for _ in range(150)] + [Scene("purple", "star", b, **place(rng)) for b in [*BACKGROUNDS] * 15]
+    scenes = [random_scene(rng) for _ in range(150)] + [
+        Scene("purple", "star", b, **place(rng)) for b in [*BACKGROUNDS] * 15
+    ]
     for blur, bar in ((0.0, 1.0), (1.0, 0.97)):
         seen = [classify(scene.draw().filter(ImageFilter.GaussianBlur(blur))) for scene in scenes]
         right = [s == Seen(scene.colour, scene.shape, scene.background) for s, scene in zip(seen, scenes)]
@@ -67,18 +67,26 @@ def taught(shapes, tmp_path_factory):
     pictures.write(folder_paths_input() / values["TrainTrain_LoadImageFolder"][0])
     with torch.inference_mode():
         images, masks, captions, names = LoadImageFolder.execute(*values["TrainTrain_LoadImageFolder"]).args
-        width, height, step, least, ratio, sub, mirror, upscale, repeats = ([v] for v in values["TrainTrain_BucketImages"])
-        training_images = BucketImages.execute(images, captions, width, height, step, least, ratio, sub, mirror, upscale, repeats,
-                                               masks=masks, names=names).args[0]
+        width, height, step, least, ratio, sub, mirror, upscale, repeats = (
+            [v] for v in values["TrainTrain_BucketImages"]
+        )
+        training_images = BucketImages.execute(
+            images, captions, width, height, step, least, ratio, sub, mirror, upscale, repeats, masks=masks, names=names
+        ).args[0]
         names_of = lambda node: [i.id for i in node.define_schema().inputs]  # noqa: E731
         network = LoRANetwork.execute(**dict(zip(names_of(LoRANetwork), values["TrainTrain_LoRANetwork"]))).args[0]
-        settings = TrainingSettings.execute(**dict(zip(names_of(TrainingSettings), values["TrainTrain_TrainingSettings"]))).args[0]
+        settings = TrainingSettings.execute(
+            **dict(zip(names_of(TrainingSettings), values["TrainTrain_TrainingSettings"]))
+        ).args[0]
         model, clip, vae = shapes
-        return TrainLoRA.execute(model, clip, vae, training_images, *values["TrainTrain_TrainLoRA"], network=network, settings=settings).args
+        return TrainLoRA.execute(
+            model, clip, vae, training_images, *values["TrainTrain_TrainLoRA"], network=network, settings=settings
+        ).args
 
 
 def folder_paths_input():
     from pathlib import Path
+
     return Path(folder_paths.get_input_directory())
 
 

@@ -12,15 +12,14 @@ import comfy.sd
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
-
 from pack.nodes import host
+from pack.tools.shapes.train import pixels
 from pack.tools.shapes.world import random_scene
 from pack.trainer.config import NetworkConfig, TrainingConfig
 from pack.trainer.data import TrainingExample, draw_batches
 from pack.trainer.files import save_lora
 from pack.trainer.methods.denoise import Denoise
 from pack.trainer.network import LoRANetwork
-from pack.tools.shapes.train import pixels
 
 CAPTIONS = ["a red circle", "blue square", "a green triangle on a black background", "yellow"]
 
@@ -43,34 +42,59 @@ def examples(shapes) -> list[TrainingExample]:
     return [TrainingExample(*pair) for pair in zip(latents, conditionings)]
 
 
-def run_training(model, examples, on_step=lambda *_: None, network=NetworkConfig(rank=4), **settings):
+def run_training(
+    model, examples, on_step=lambda *_: None, network=NetworkConfig(rank=4), keep=lambda lora: None, **settings
+):
     config = TrainingConfig(**{"steps": 4, "batch_size": 2, "learning_rate": 1e-3, "seed": 5, **settings})
-    batches = draw_batches([e.latent.shape for e in examples], config.batch_size, torch.Generator().manual_seed(config.seed))
+    batches = draw_batches(
+        [e.latent.shape for e in examples], config.batch_size, torch.Generator().manual_seed(config.seed)
+    )
     with torch.inference_mode():
-        return host.train_lora(model, network, config, Denoise(examples, batches, config), on_step)
+        return host.train_lora(model, network, config, Denoise(examples, batches, config), on_step, keep)
 
 
-def sample(model, clip, steps: int = 4) -> torch.Tensor:
+@pytest.fixture(scope="module")
+def prompts(shapes) -> tuple:
+    """Positive and negative CONDITIONING."""
+    clip = shapes[1]
     with torch.inference_mode():
-        positive, negative = ([[*clip.encode_from_tokens_scheduled(clip.tokenize(text))[0]]] for text in ("a red circle", ""))
+        return tuple(clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a red circle", ""))
+
+
+def sample(model, prompts, steps: int = 4) -> torch.Tensor:
+    with torch.inference_mode():
         latent = torch.zeros(1, 4, 8, 8)
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(3))
-        return comfy.sample.sample(model, noise, steps, 4.0, "euler", "normal", positive, negative, latent, disable_pbar=True, seed=3).clone()
+        return comfy.sample.sample(
+            model, noise, steps, 4.0, "euler", "normal", *prompts, latent, disable_pbar=True, seed=3
+        ).clone()
 
 
 def everything(shapes) -> dict[str, torch.Tensor]:
     """All parameters and buffers of MODEL, CLIP and VAE, copied."""
     model, clip, vae = shapes
     modules = {"model": model.model, "clip": clip.cond_stage_model, "vae": vae.first_stage_model}
-    return {f"{name}.{key}": tensor.clone() for name, module in modules.items() for key, tensor in module.state_dict().items()}
+    return {
+        f"{name}.{key}": tensor.clone()
+        for name, module in modules.items()
+        for key, tensor in module.state_dict().items()
+    }
 
 
 def flags(shapes) -> dict:
-    modules = [m for part in (shapes[0].model, shapes[1].cond_stage_model, shapes[2].first_stage_model) for m in part.modules()]
-    return {"in_training": comfy.model_management.in_training, "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(),
-            "hooks": sum(len(m._forward_hooks) for m in modules), "patched": sum("forward" in vars(m) for m in modules),
-            "training": sum(m.training for m in modules), "needs grad": sum(p.requires_grad for m in modules for p in m.parameters(False)),
-            "rng": torch.get_rng_state().tolist()}
+    modules = [
+        m for part in (shapes[0].model, shapes[1].cond_stage_model, shapes[2].first_stage_model) for m in part.modules()
+    ]
+    return {
+        "in_training": comfy.model_management.in_training,
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "hooks": sum(len(m._forward_hooks) for m in modules),
+        "patched": sum("forward" in vars(m) for m in modules),
+        "training": sum(m.training for m in modules),
+        "needs grad": sum(p.requires_grad for m in modules for p in m.parameters(False)),
+        "rng": torch.get_rng_state().tolist(),
+    }
 
 
 class Broken(Exception):
@@ -81,14 +105,15 @@ def raise_at(step, error):
     def on_step(reached, *_):
         if reached == step:
             raise error
+
     return on_step
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 @pytest.mark.parametrize("ending", ["finished", "interrupted", "failed", "interrupted in the first forward pass"])
-def test_model_clip_and_vae_are_bit_for_bit_what_they_were(shapes, examples, ending, gradient_checkpointing, monkeypatch):
-    model, clip, _ = shapes
-    picture, values, before = sample(model, clip), everything(shapes), flags(shapes)
+def test_model_clip_and_vae_are_bit_for_bit_what_they_were(shapes, examples, prompts, ending, gradient_checkpointing):
+    model = shapes[0]
+    picture, values, before = sample(model, prompts), everything(shapes), flags(shapes)
     settings = {"gradient_checkpointing": gradient_checkpointing}
     if ending == "finished":
         run_training(model, examples, **settings)
@@ -104,7 +129,7 @@ def test_model_clip_and_vae_are_bit_for_bit_what_they_were(shapes, examples, end
     assert flags(shapes) == before
     now = everything(shapes)
     assert now.keys() == values.keys() and all(torch.equal(now[key], value) for key, value in values.items())
-    assert torch.equal(sample(model, clip), picture)
+    assert torch.equal(sample(model, prompts), picture)
 
 
 def raise_in_hook(*_):
@@ -118,7 +143,7 @@ def test_four_captions_in_a_batch_are_four_single_predictions(shapes, examples):
         x_t = denoiser.add_noise(x0, torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)), sigma)
         conditions = [e.conditioning for e in examples]
         together = denoiser.predict(x_t, sigma, conditions)
-        single = [denoiser.predict(x_t[i:i + 1], sigma[i:i + 1], [conditions[i]]) for i in range(4)]
+        single = [denoiser.predict(x_t[i : i + 1], sigma[i : i + 1], [conditions[i]]) for i in range(4)]
         torch.testing.assert_close(together, torch.cat(single), rtol=1e-4, atol=1e-4)
         swapped = denoiser.predict(x_t, sigma, conditions[::-1])
         assert (swapped - together).abs().max() > 0.05  # the captions do matter
@@ -131,18 +156,21 @@ def test_captions_of_unequal_length_keep_their_places_in_the_batch(shapes, examp
     with host.open_training(shapes[0], False) as (denoiser, _), torch.no_grad():
         x_t, sigma = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 2.0, 3.0])
         together = denoiser.predict(x_t, sigma, conditions)
-        single = [denoiser.predict(x_t[i:i + 1], sigma[i:i + 1], [conditions[i]]) for i in range(3)]
+        single = [denoiser.predict(x_t[i : i + 1], sigma[i : i + 1], [conditions[i]]) for i in range(3)]
     torch.testing.assert_close(together, torch.cat(single), rtol=1e-4, atol=1e-4)
 
 
 def test_the_prediction_is_the_networks_own_output_for_sd1(shapes, examples):
     """eps(x_t / sqrt(1 + sigma^2), t), straight from the U-Net, at the sigmas of SD1's published schedule."""
-    alphas = torch.cumprod(1 - torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2, 0)
+    alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
     with host.open_training(shapes[0], False) as (denoiser, unet), torch.no_grad():
         t = torch.tensor([10.0, 500.0, 999.0])
         sigma = denoiser.sigma_at(t)
         torch.testing.assert_close(sigma.double(), ((1 - alphas) / alphas).sqrt()[t.long()], rtol=1e-4, atol=1e-5)
-        x_t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * (1 + sigma.view(-1, 1, 1, 1) ** 2).sqrt()
+        x_t = (
+            torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+            * (1 + sigma.view(-1, 1, 1, 1) ** 2).sqrt()
+        )
         context = examples[0].conditioning[0].expand(3, -1, -1)
         direct = unet(x_t / (1 + sigma.view(-1, 1, 1, 1) ** 2).sqrt(), t, context=context)
         ours = denoiser.predict(x_t, sigma, [examples[0].conditioning] * 3)
@@ -163,20 +191,22 @@ def test_every_layer_of_the_lora_finds_its_place_in_the_host(shapes, examples, n
     assert {key for key in patched.patches} == {key for key in host.with_lora(model, lora).patches}
 
 
-def test_the_wired_model_the_native_loader_and_the_saved_file_sample_alike(shapes, examples, tmp_path):
+def test_the_wired_model_the_native_loader_and_the_saved_file_sample_alike(shapes, examples, prompts, tmp_path):
     from comfy_extras.nodes_train import LoraModelLoader
 
-    model, clip, _ = shapes
+    model = shapes[0]
     lora, _ = run_training(model, examples, steps=30, learning_rate=3e-3)
-    wired = sample(host.with_lora(model, lora), clip)
-    assert (wired - sample(model, clip)).abs().max() > 0.1  # it does something
+    wired = sample(host.with_lora(model, lora), prompts)
+    assert (wired - sample(model, prompts)).abs().max() > 0.1  # it does something
     with torch.inference_mode():
         native = LoraModelLoader.execute(model, lora, 1.0).args[0]
-    torch.testing.assert_close(sample(native, clip), wired)
+    torch.testing.assert_close(sample(native, prompts), wired)
     save_lora(tmp_path / "a.safetensors", lora, "fp16", 1.0, {})
-    loaded, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(tmp_path / "a.safetensors")), 1.0, 0.0)
+    loaded, _ = comfy.sd.load_lora_for_models(
+        model, None, comfy.utils.load_torch_file(str(tmp_path / "a.safetensors")), 1.0, 0.0
+    )
     # fp16 keeps three digits; four steps of CFG 4 may grow that tenfold, and a wrong layer would be off by ones
-    torch.testing.assert_close(sample(loaded, clip), wired, rtol=0, atol=0.05)
+    torch.testing.assert_close(sample(loaded, prompts), wired, rtol=0, atol=0.05)
 
 
 def test_the_model_out_of_training_predicts_as_the_network_did_in_training(shapes, examples):
@@ -204,6 +234,14 @@ def fill(network: LoRANetwork, lora: dict[str, torch.Tensor]) -> None:
         named[name.rpartition(".")[2]].append(parameter)
     for index, tensor in enumerate(tensors):
         named["up" if index % 2 == 0 else "down"][index // 2].data = tensor.clone()
+
+
+def test_what_a_stopped_training_has_learned_is_kept(shapes, examples):
+    kept = []
+    with pytest.raises(InterruptProcessingException):
+        run_training(shapes[0], examples, raise_at(2, InterruptProcessingException()), steps=9, keep=kept.append)
+    assert len(kept) == 1 and kept[0].metadata["ss_seed"] == "5"
+    assert all(kept[0][key].any() for key in kept[0] if key.endswith("lora_up.weight"))
 
 
 def test_the_same_seed_gives_the_same_lora(shapes, examples):

@@ -6,8 +6,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
-
 from pack.trainer.config import NetworkConfig, TrainingConfig
 from pack.trainer.data import TrainingExample, draw_batches
 from pack.trainer.denoiser import FlowPrediction, NoisePrediction, VPrediction
@@ -18,12 +16,13 @@ from pack.trainer.methods.denoise import Denoise
 from pack.trainer.network import LoRANetwork
 from pack.trainer.noise import draw_sigma
 from pack.trainer.optimizer import SCHEDULES, create_optimizer, create_schedule, read_settings
+from torch import nn
 
 
 class TinyModel(nn.Module):
     """A Denoiser with one adaptable layer: prediction = layer(x_t) + conditioning."""
 
-    device = torch.device("cpu")
+    device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, parameterization=None) -> None:
         super().__init__()
@@ -49,7 +48,9 @@ def make_training(steps=6, examples=EXAMPLES, **settings):
     config = TrainingConfig(**{"steps": steps, "batch_size": 2, "learning_rate": 1e-2, "seed": 7, **settings})
     model = TinyModel()
     network = LoRANetwork(model, NetworkConfig(rank=2, alpha=2), key_of=str, seed=3)
-    batches = draw_batches([e.latent.shape for e in examples], config.batch_size, torch.Generator().manual_seed(config.seed))
+    batches = draw_batches(
+        [e.latent.shape for e in examples], config.batch_size, torch.Generator().manual_seed(config.seed)
+    )
     return model, network, Denoise(examples, batches, config), config
 
 
@@ -58,7 +59,9 @@ def weights(network) -> list[torch.Tensor]:
 
 
 def test_training_is_a_plain_loop_of_torchs_own_parts():
-    model, network, method, config = make_training(snr_gamma=0, max_grad_norm=0.5, lr_scheduler="linear", warmup_steps=2)
+    model, network, method, config = make_training(
+        snr_gamma=0, max_grad_norm=0.5, lr_scheduler="linear", warmup_steps=2
+    )
     start = weights(network)
     seen = []
     losses = train(model, network, method, config, lambda *figures: seen.append(figures))
@@ -122,6 +125,30 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_gradients_too_small_for_fp16_are_not_lost():
+    """A mean over many values has gradients that fp16 rounds to zero unless the loss is scaled on the way back."""
+
+    class Faint:
+        def strength(self, step):
+            return 1.0
+
+        def run_step(self, model, network, step, rng):
+            x = torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(0))
+            prediction = model.blocks[0]["layer"](x.to(model.dtype)).float() * 1e-7
+            return StepOutput(prediction, torch.zeros_like(prediction) + 1, torch.ones(1))
+
+    def gradient(dtype):
+        model, network, _, config = make_training(steps=1, max_grad_norm=0, snr_gamma=0, optimizer_settings="eps=1e-30")
+        model.dtype = dtype
+        model.to(dtype)
+        start = weights(network)
+        train(model, network, Faint(), config, lambda *_: None)
+        return [(now - then).sign() for now, then in zip(weights(network), start)][1]  # Adam's first step is the sign
+
+    moved = gradient(torch.float16)
+    assert (moved != 0).all() and torch.equal(moved, gradient(torch.float32))
+
+
 def test_a_loss_that_is_no_number_stops_with_its_step_and_the_last_good_weights():
     model, network, method, config = make_training(steps=5)
     reached = []
@@ -175,13 +202,20 @@ def output(errors: list[list[float]], sigma: list[float], mask=None) -> StepOutp
 @pytest.mark.parametrize("loss, expected", [("MSE", 2.5), ("L1", 1.5), ("Smooth-L1", 1.0)])
 def test_losses_are_those_of_the_book(loss, expected):
     # errors 1 and 2; smooth L1 is 0.5 at 1 and 1.5 at 2
-    assert step_loss(output([[1.0, -2.0]], [1.0]), TinyModel(), TrainingConfig(loss=loss, snr_gamma=0)).item() == pytest.approx(expected)
+    assert step_loss(
+        output([[1.0, -2.0]], [1.0]), TinyModel(), TrainingConfig(loss=loss, snr_gamma=0)
+    ).item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("parameterization, weights_by_hand", [
-    # SNR is 1 / sigma^2: 16 and 4. Noise: min(SNR, 5) / SNR. v: min(SNR, 5) / (SNR + 1). Flow: 1.
-    (NoisePrediction(), (5 / 16, 1.0)), (VPrediction(), (5 / 17, 4 / 5)), (FlowPrediction(), (1.0, 1.0)),
-])
+@pytest.mark.parametrize(
+    "parameterization, weights_by_hand",
+    [
+        # SNR is 1 / sigma^2: 16 and 4. Noise: min(SNR, 5) / SNR. v: min(SNR, 5) / (SNR + 1). Flow: 1.
+        (NoisePrediction(), (5 / 16, 1.0)),
+        (VPrediction(), (5 / 17, 4 / 5)),
+        (FlowPrediction(), (1.0, 1.0)),
+    ],
+)
 def test_min_snr_weights_each_example(parameterization, weights_by_hand):
     loss = step_loss(output([[1.0], [3.0]], [0.25, 0.5]), TinyModel(parameterization), TrainingConfig(snr_gamma=5))
     assert loss.item() == pytest.approx((1 * weights_by_hand[0] + 9 * weights_by_hand[1]) / 2)
@@ -189,7 +223,9 @@ def test_min_snr_weights_each_example(parameterization, weights_by_hand):
 
 def test_the_mask_leaves_out_what_it_covers_and_each_example_counts_the_same():
     mask = torch.tensor([[[1.0, 0, 0, 0]], [[1.0, 1, 0, 0]]])
-    loss = step_loss(output([[2.0, 9, 9, 9], [1.0, 3, 9, 9]], [1.0, 1.0], mask), TinyModel(), TrainingConfig(snr_gamma=0))
+    loss = step_loss(
+        output([[2.0, 9, 9, 9], [1.0, 3, 9, 9]], [1.0, 1.0], mask), TinyModel(), TrainingConfig(snr_gamma=0)
+    )
     assert loss.item() == pytest.approx((4 + (1 + 9) / 2) / 2)
 
 
@@ -202,9 +238,13 @@ def test_the_mask_works_on_latents_with_time():
 
 @pytest.mark.parametrize("parameterization", [NoisePrediction(), VPrediction()])
 def test_targets_are_the_noise_and_v(parameterization):
-    x0, noise, sigma = torch.randn(2, 4, 3, 3).double(), torch.randn(2, 4, 3, 3).double(), torch.tensor([0.3, 7.0]).double()
+    x0, noise, sigma = (
+        torch.randn(2, 4, 3, 3).double(),
+        torch.randn(2, 4, 3, 3).double(),
+        torch.tensor([0.3, 7.0]).double(),
+    )
     s = sigma.view(-1, 1, 1, 1)
-    alpha, spread = 1 / (s ** 2 + 1).sqrt(), s / (s ** 2 + 1).sqrt()  # the variance-preserving names
+    alpha, spread = 1 / (s**2 + 1).sqrt(), s / (s**2 + 1).sqrt()  # the variance-preserving names
     by_book = noise if isinstance(parameterization, NoisePrediction) else alpha * noise - spread * x0
     torch.testing.assert_close(parameterization.target(x0 + s * noise, x0, sigma), by_book)
 
@@ -212,7 +252,9 @@ def test_targets_are_the_noise_and_v(parameterization):
 def test_the_flow_target_points_from_the_picture_to_the_noise():
     x0, noise, sigma = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3), torch.tensor([0.2, 0.9])
     s = sigma.view(-1, 1, 1, 1)
-    torch.testing.assert_close(FlowPrediction().target((1 - s) * x0 + s * noise, x0, sigma), noise - x0, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        FlowPrediction().target((1 - s) * x0 + s * noise, x0, sigma), noise - x0, rtol=1e-4, atol=1e-4
+    )
 
 
 def draw_t(config: TrainingConfig, parameterization, count: int) -> torch.Tensor:
@@ -247,7 +289,9 @@ def test_one_timestep_serves_the_batch_if_asked():
 
 
 def rates(scheduler: str, settings: str = "", steps: int = 10, warmup: int = 0) -> list[float]:
-    config = TrainingConfig(steps=steps, learning_rate=1.0, lr_scheduler=scheduler, lr_scheduler_settings=settings, warmup_steps=warmup)
+    config = TrainingConfig(
+        steps=steps, learning_rate=1.0, lr_scheduler=scheduler, lr_scheduler_settings=settings, warmup_steps=warmup
+    )
     optimizer = create_optimizer(config, [torch.zeros(1, requires_grad=True)])
     schedule = create_schedule(config, optimizer)
     seen = []
@@ -258,14 +302,17 @@ def rates(scheduler: str, settings: str = "", steps: int = 10, warmup: int = 0) 
     return seen
 
 
-@pytest.mark.parametrize("scheduler, settings, expected", [
-    ("constant", "", [1.0] * 10),
-    ("linear", "", [1 - i / 10 for i in range(10)]),
-    ("cosine", "", [(1 + math.cos(math.pi * i / 10)) / 2 for i in range(10)]),
-    ("cosine", "eta_min=0.2", [0.2 + 0.4 * (1 + math.cos(math.pi * i / 10)) for i in range(10)]),
-    ("cosine_with_restarts", "", [(1 + math.cos(math.pi * (i % 5) / 5)) / 2 for i in range(10)]),
-    ("polynomial", "power=3", [(1 - i / 10) ** 3 for i in range(10)]),
-])
+@pytest.mark.parametrize(
+    "scheduler, settings, expected",
+    [
+        ("constant", "", [1.0] * 10),
+        ("linear", "", [1 - i / 10 for i in range(10)]),
+        ("cosine", "", [(1 + math.cos(math.pi * i / 10)) / 2 for i in range(10)]),
+        ("cosine", "eta_min=0.2", [0.2 + 0.4 * (1 + math.cos(math.pi * i / 10)) for i in range(10)]),
+        ("cosine_with_restarts", "", [(1 + math.cos(math.pi * (i % 5) / 5)) / 2 for i in range(10)]),
+        ("polynomial", "power=3", [(1 - i / 10) ** 3 for i in range(10)]),
+    ],
+)
 def test_schedules_follow_their_formulas(scheduler, settings, expected):
     assert rates(scheduler, settings) == pytest.approx(expected, abs=1e-6)
 
@@ -279,24 +326,34 @@ def test_warm_up_rises_to_the_rate_and_the_schedule_begins_there(scheduler):
 
 def test_settings_are_read_as_written():
     assert read_settings("x", "betas=(0.9, 0.99), weight_decay=0.01\nname=word, flag=True") == {
-        "betas": (0.9, 0.99), "weight_decay": 0.01, "name": "word", "flag": True}
+        "betas": (0.9, 0.99),
+        "weight_decay": 0.01,
+        "name": "word",
+        "flag": True,
+    }
     assert read_settings("x", "  ") == {}
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: TrainingConfig(steps=0), "steps is 0: set it to 1 or more"),
-    (lambda: TrainingConfig(learning_rate=float("nan")), "learning_rate is nan"),
-    (lambda: TrainingConfig(min_timestep=600, max_timestep=600), "from 600 to 600"),
-    (lambda: TrainingConfig(loss="L3"), "MSE, L1, Smooth-L1"),
-    (lambda: TrainingConfig(steps=5, warmup_steps=5), "warmup_steps is 5 of 5"),
-    (lambda: NetworkConfig(rank=0), "rank is 0"),
-    (lambda: NetworkConfig(alpha=0), "alpha is 0"),
-    (lambda: NetworkConfig(network_type="dora"), "lierla, c3lier"),
-    (lambda: read_settings("optimizer_settings", "betas"), "key=value"),
-    (lambda: create_optimizer(TrainingConfig(optimizer="Adan9"), []), "AdamW"),
-    (lambda: create_optimizer(TrainingConfig(optimizer_settings="beta=0.9"), [torch.zeros(1)]), "beta, which AdamW does not take.*betas"),
-    (lambda: rates("cosine", "power=2"), "power, which CosineAnnealingLR does not take.*eta_min"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: TrainingConfig(steps=0), "steps is 0: set it to 1 or more"),
+        (lambda: TrainingConfig(learning_rate=float("nan")), "learning_rate is nan"),
+        (lambda: TrainingConfig(min_timestep=600, max_timestep=600), "from 600 to 600"),
+        (lambda: TrainingConfig(loss="L3"), "MSE, L1, Smooth-L1"),
+        (lambda: TrainingConfig(steps=5, warmup_steps=5), "warmup_steps is 5 of 5"),
+        (lambda: NetworkConfig(rank=0), "rank is 0"),
+        (lambda: NetworkConfig(alpha=0), "alpha is 0"),
+        (lambda: NetworkConfig(network_type="dora"), "lierla, c3lier"),
+        (lambda: read_settings("optimizer_settings", "betas"), "key=value"),
+        (lambda: create_optimizer(TrainingConfig(optimizer="Adan9"), []), "AdamW"),
+        (
+            lambda: create_optimizer(TrainingConfig(optimizer_settings="beta=0.9"), [torch.zeros(1)]),
+            "beta, which AdamW does not take.*betas",
+        ),
+        (lambda: rates("cosine", "power=2"), "power, which CosineAnnealingLR does not take.*eta_min"),
+    ],
+)
 def test_wrong_settings_get_one_sentence(make, message):
     with pytest.raises(ValueError, match=message):
         make()

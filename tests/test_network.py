@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from torch import nn
-
 from pack.trainer.adapters import LoRALayer
 from pack.trainer.blocks import block_id, choose_blocks, choose_layers
 from pack.trainer.checkpointing import checkpointed
 from pack.trainer.config import NetworkConfig
 from pack.trainer.network import LoRANetwork
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
 
 
 class TinyAttention(nn.Module):
@@ -42,7 +41,9 @@ class TinyUNet(nn.Module):
         super().__init__()
         torch.manual_seed(5)
         self.time_embed = nn.Sequential(nn.Linear(4, 4))
-        self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1)]), nn.ModuleList([TinyResidual(), TinyAttention()])])
+        self.input_blocks = nn.ModuleList(
+            [nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1)]), nn.ModuleList([TinyResidual(), TinyAttention()])]
+        )
         self.middle_block = nn.ModuleList([TinyResidual(), TinyAttention()])
         self.output_blocks = nn.ModuleList([nn.ModuleList([TinyResidual()])])
 
@@ -60,7 +61,9 @@ def unet() -> TinyUNet:
 
 def make_network(unet: nn.Module, **config) -> LoRANetwork:
     """A network whose `up` is not zero, so that it does something."""
-    network = LoRANetwork(unet, NetworkConfig(**config), key_of=lambda name: "lora_unet_" + name.replace(".", "_"), seed=1)
+    network = LoRANetwork(
+        unet, NetworkConfig(**config), key_of=lambda name: "lora_unet_" + name.replace(".", "_"), seed=1
+    )
     generator = torch.Generator().manual_seed(2)
     for name, parameter in network.named_parameters():
         if name.endswith("up"):
@@ -68,11 +71,14 @@ def make_network(unet: nn.Module, **config) -> LoRANetwork:
     return network
 
 
-@pytest.mark.parametrize("layer, x", [
-    (nn.Linear(5, 7), torch.randn(2, 3, 5)),
-    (nn.Conv2d(5, 7, 3, stride=2, padding=1), torch.randn(2, 5, 8, 8)),
-    (nn.Conv2d(5, 7, 1), torch.randn(2, 5, 4, 4)),
-])
+@pytest.mark.parametrize(
+    "layer, x",
+    [
+        (nn.Linear(5, 7), torch.randn(2, 3, 5)),
+        (nn.Conv2d(5, 7, 3, stride=2, padding=1), torch.randn(2, 5, 8, 8)),
+        (nn.Conv2d(5, 7, 1), torch.randn(2, 5, 4, 4)),
+    ],
+)
 def test_an_adapter_adds_what_pefts_adds(layer, x):
     adapter = LoRALayer(layer, rank=3, alpha=6.0, rng=torch.Generator().manual_seed(0))
     adapter.up.data.normal_()
@@ -116,6 +122,13 @@ def test_strength_zero_is_the_bare_model_and_strength_comes_back(unet):
         assert torch.equal(unet(x), full)
 
 
+def test_at_strength_zero_no_adapter_is_computed(unet, monkeypatch):
+    network = make_network(unet)
+    monkeypatch.setattr(LoRALayer, "forward", lambda *_: pytest.fail("an adapter was run for nothing"))
+    with network.injected(), network.scaled(0.0):
+        unet(torch.randn(1, 4, 8, 8))
+
+
 def test_two_loras_taken_off_out_of_order_leave_nothing_behind(unet):
     x = torch.randn(2, 4, 8, 8)
     bare = unet(x)
@@ -157,10 +170,18 @@ def test_gradient_checkpointing_gives_the_same_gradients(unet, strength):
 
 def test_lierla_takes_attention_and_c3lier_the_convolutions_too(unet):
     lierla = set(choose_layers(unet, NetworkConfig()))
-    assert lierla == {f"{block}.1.{layer}" for block in ("input_blocks.1", "middle_block")
-                      for layer in ("proj_in", "transformer_blocks.0.attn1", "transformer_blocks.0.attn2")}
+    assert lierla == {
+        f"{block}.1.{layer}"
+        for block in ("input_blocks.1", "middle_block")
+        for layer in ("proj_in", "transformer_blocks.0.attn1", "transformer_blocks.0.attn2")
+    }
     c3lier = set(choose_layers(unet, NetworkConfig(network_type="c3lier")))
-    assert c3lier - lierla == {"input_blocks.0.0", "input_blocks.1.0.in_layers.0", "middle_block.0.in_layers.0", "output_blocks.0.0.in_layers.0"}
+    assert c3lier - lierla == {
+        "input_blocks.0.0",
+        "input_blocks.1.0.in_layers.0",
+        "middle_block.0.in_layers.0",
+        "output_blocks.0.0.in_layers.0",
+    }
 
 
 def test_conv_rank_and_alpha_fall_back_to_the_linear_ones(unet):
@@ -173,14 +194,17 @@ def test_conv_rank_and_alpha_fall_back_to_the_linear_ones(unet):
     assert figures(conv_rank=3, conv_alpha=1.0) == (3, 1.0)
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("all", {"IN00", "IN01", "IN02", "M00", "OUT00"}),
-    ("", {"IN00", "IN01", "IN02", "M00", "OUT00"}),
-    ("IN01-M00", {"IN01", "IN02", "M00"}),
-    ("in00, out00", {"IN00", "OUT00"}),
-    ("-M00", {"IN00", "IN01", "IN02", "OUT00"}),
-    ("all, -IN00-IN02", {"M00", "OUT00"}),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("all", {"IN00", "IN01", "IN02", "M00", "OUT00"}),
+        ("", {"IN00", "IN01", "IN02", "M00", "OUT00"}),
+        ("IN01-M00", {"IN01", "IN02", "M00"}),
+        ("in00, out00", {"IN00", "OUT00"}),
+        ("-M00", {"IN00", "IN01", "IN02", "OUT00"}),
+        ("all, -IN00-IN02", {"M00", "OUT00"}),
+    ],
+)
 def test_blocks_are_read_as_written(text, expected):
     assert choose_blocks(text, ["IN00", "IN01", "IN02", "M00", "OUT00"]) == expected
 
@@ -195,10 +219,17 @@ def test_a_choice_that_leaves_nothing_is_refused(unet):
         choose_layers(unet, NetworkConfig(blocks="-all"))
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("input_blocks.4.1.proj_in", "IN04"), ("middle_block.1.proj_in", "M00"), ("output_blocks.11.0.out_layers.3", "OUT11"),
-    ("double_blocks.7.img_attn.qkv", "double_blocks.07"), ("time_embed.0", None), ("x_embedder.proj", None),
-])
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("input_blocks.4.1.proj_in", "IN04"),
+        ("middle_block.1.proj_in", "M00"),
+        ("output_blocks.11.0.out_layers.3", "OUT11"),
+        ("double_blocks.7.img_attn.qkv", "double_blocks.07"),
+        ("time_embed.0", None),
+        ("x_embedder.proj", None),
+    ],
+)
 def test_blocks_have_the_ids_people_know(name, expected):
     assert block_id(name) == expected
 
@@ -207,21 +238,52 @@ def host_unet(**config) -> nn.Module:
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    return UNetModel(image_size=32, in_channels=4, out_channels=4, model_channels=320, use_spatial_transformer=True, legacy=False,
-                     device="meta", dtype=torch.float16, operations=comfy.ops.disable_weight_init, **config)
+    return UNetModel(
+        image_size=32,
+        in_channels=4,
+        out_channels=4,
+        model_channels=320,
+        use_spatial_transformer=True,
+        legacy=False,
+        device="meta",
+        dtype=torch.float16,
+        operations=comfy.ops.disable_weight_init,
+        **config,
+    )
 
 
-SD15 = dict(num_res_blocks=[2] * 4, transformer_depth=[1] * 6 + [0] * 2, channel_mult=[1, 2, 4, 4], transformer_depth_middle=1,
-            use_linear_in_transformer=False, context_dim=768, num_heads=8, transformer_depth_output=[1] * 9 + [0] * 3)
-SDXL = dict(num_res_blocks=[2] * 3, transformer_depth=[0, 0, 2, 2, 10, 10], channel_mult=[1, 2, 4], transformer_depth_middle=10,
-            use_linear_in_transformer=True, context_dim=2048, num_head_channels=64, num_classes="sequential", adm_in_channels=2816,
-            transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10])
+SD15 = dict(
+    num_res_blocks=[2] * 4,
+    transformer_depth=[1] * 6 + [0] * 2,
+    channel_mult=[1, 2, 4, 4],
+    transformer_depth_middle=1,
+    use_linear_in_transformer=False,
+    context_dim=768,
+    num_heads=8,
+    transformer_depth_output=[1] * 9 + [0] * 3,
+)
+SDXL = dict(
+    num_res_blocks=[2] * 3,
+    transformer_depth=[0, 0, 2, 2, 10, 10],
+    channel_mult=[1, 2, 4],
+    transformer_depth_middle=10,
+    use_linear_in_transformer=True,
+    context_dim=2048,
+    num_head_channels=64,
+    num_classes="sequential",
+    adm_in_channels=2816,
+    transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
+)
 
 
-@pytest.mark.parametrize("config, layers, blocks", [
-    (SD15, 192, "IN01 IN02 IN04 IN05 IN07 IN08 M00 OUT03 OUT04 OUT05 OUT06 OUT07 OUT08 OUT09 OUT10 OUT11"),
-    (SDXL, 722, "IN04 IN05 IN07 IN08 M00 OUT00 OUT01 OUT02 OUT03 OUT04 OUT05"),
-], ids=["SD1.5", "SDXL"])
+@pytest.mark.parametrize(
+    "config, layers, blocks",
+    [
+        (SD15, 192, "IN01 IN02 IN04 IN05 IN07 IN08 M00 OUT03 OUT04 OUT05 OUT06 OUT07 OUT08 OUT09 OUT10 OUT11"),
+        (SDXL, 722, "IN04 IN05 IN07 IN08 M00 OUT00 OUT01 OUT02 OUT03 OUT04 OUT05"),
+    ],
+    ids=["SD1.5", "SDXL"],
+)
 def test_lierla_adapts_as_many_layers_as_kohyas_trainer_in_the_blocks_that_hold_attention(config, layers, blocks):
     chosen = choose_layers(host_unet(**config), NetworkConfig())
     assert len(chosen) == layers  # what kohya's trainer prints when it makes a LoRA for these models

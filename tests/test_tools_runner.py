@@ -11,22 +11,11 @@ from pathlib import Path
 import pytest
 
 from pack.tools.errors import ToolError
-from pack.tools.base_folder import make_folders, share_model
-from pack.tools.host import ROOT, host_folder
+from pack.tools.host import ROOT
 from pack.tools.run import Follower, print_outputs, training_line
+from pack.tools.runner import Output, load_workflow, run_workflow, to_api
 from pack.tools.server import Server
 from pack.tools.terminal import StatusLine
-from pack.tools.runner import Output, load_workflow, run_workflow, to_api
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A running ComfyUI with the pack and, where it was made, the demonstration model."""
-    base = tmp_path_factory.mktemp("base")
-    make_folders(base)
-    share_model(host_folder() / "base", base)
-    with Server(Path(os.environ.get("TRAINTRAIN_COMFYUI", ROOT / ".host" / "ComfyUI")), base) as running:
-        yield running
 
 
 # A stand-in for ComfyUI that takes a prompt and falls over.
@@ -129,7 +118,8 @@ def test_a_workflow_with_one_bad_output_of_two_is_refused(server):
 def test_ctrl_c_interrupts_the_workflow(server, tmp_path):
     chain = {str(n): {"class_type": "ImageBlur", "inputs": {"image": [str(n - 1), 0], "blur_radius": 31, "sigma": 5.0}}
              for n in range(2, 60)}
-    workflow = api(1500) | chain | {"60": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x", "images": ["59", 0]}}}
+    end = {"60": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x", "images": ["59", 0]}}}
+    workflow = api(1500) | chain | end
     workflow["1"]["inputs"]["height"] = 1500
     (tmp_path / "slow.json").write_text(json.dumps(workflow))
     code = ("import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom tools.server import Server\n"

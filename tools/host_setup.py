@@ -62,8 +62,8 @@ def make_venv(venv: Path) -> None:
     made = subprocess.run([sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True)
     if made.returncode:
         said = " ".join((made.stdout + made.stderr).split())
-        raise ToolError(f"{sys.executable} cannot make a virtual environment in {venv}: {said[:300]} - install Python's venv "
-                        "module (on Debian: python3-venv) or take another Python.")
+        raise ToolError(f"{sys.executable} cannot make a virtual environment in {venv} ({said[:300]}): install "
+                        "Python's venv module (on Debian: python3-venv), or take another Python.")
 
 
 def _has_pip(venv: Path) -> bool:
@@ -130,7 +130,8 @@ def _install_requirements(folder: Path, status: StatusLine) -> str:
     python, log = interpreter(folder / "venv"), folder / "pip.log"
     forget_half_installed(folder / "venv")
     files = [folder / "ComfyUI" / "requirements.txt", *REQUIREMENTS]
-    fetched = run_pip(python, ["install", *(word for file in files for word in ("-r", str(file)))], log, status, "Requirements")
+    wanted = [word for file in files for word in ("-r", str(file))]
+    fetched = run_pip(python, ["install", *wanted], log, status, "Requirements")
     run_pip(python, ["install", "--no-deps", "-r", str(RUNNER_REQUIREMENTS)], log, status, "Requirements")
     return fetched
 

@@ -24,7 +24,9 @@ class LoRALayer(nn.Module):
         self.alpha, self.scale = alpha, alpha / rank
         self.down = nn.Parameter(_kaiming_uniform((rank, in_width, *kernel), rng).to(device))
         self.up = nn.Parameter(torch.zeros((out_width, rank, *[1] * len(kernel)), device=device))
-        self._placement = None if not kernel else {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        self._placement = (
+            None if not kernel else {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        )
 
     def forward(self, x: torch.Tensor, strength: float) -> torch.Tensor:
         """Return what to add to the layer's output for its input x."""
@@ -36,8 +38,11 @@ class LoRALayer(nn.Module):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the weights under their names in a kohya file, detached, in float32 on the CPU."""
-        return {"lora_up.weight": self.up.detach().cpu().clone(), "lora_down.weight": self.down.detach().cpu().clone(),
-                "alpha": torch.tensor(float(self.alpha))}
+        return {
+            "lora_up.weight": self.up.detach().cpu().clone(),
+            "lora_down.weight": self.down.detach().cpu().clone(),
+            "alpha": torch.tensor(float(self.alpha)),
+        }
 
 
 def _kaiming_uniform(shape: tuple[int, ...], rng: torch.Generator) -> torch.Tensor:

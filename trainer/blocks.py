@@ -34,10 +34,14 @@ def choose_layers(model: nn.Module, config: NetworkConfig) -> dict[str, nn.Modul
     """
     adaptable = {name: layer for name, layer in model.named_modules() if _is_adaptable(name, layer, model, config)}
     blocks = choose_blocks(config.blocks, sorted({block_id(name) for name in adaptable}))
-    chosen = {name: layer for name, layer in adaptable.items() if block_id(name) in blocks and _has_element(name, config)}
+    chosen = {
+        name: layer for name, layer in adaptable.items() if block_id(name) in blocks and _has_element(name, config)
+    }
     if not chosen:
-        raise ValueError(f"No layer of this model is left with blocks {config.blocks!r} and element {config.element}: "
-                         "choose more blocks, or element Full.")
+        raise ValueError(
+            f"No layer of this model is left with blocks {config.blocks!r} and element {config.element}: "
+            "choose more blocks, or element Full."
+        )
     return chosen
 
 
@@ -64,9 +68,11 @@ def _named_blocks(part: str, known: list[str]) -> set[str]:
     by_lower = {name.lower(): name for name in known}
     missing = [end for end in ends if end.lower() not in by_lower]
     if missing or len(ends) > 2:
-        raise ValueError(f"There is no block {missing[0] if missing else part!r} to train in this model: it has {', '.join(known)}.")
+        raise ValueError(
+            f"There is no block {missing[0] if missing else part!r} to train in this model: it has {', '.join(known)}."
+        )
     first, last = (known.index(by_lower[end.lower()]) for end in (ends[0], ends[-1]))
-    return set(known[first:last + 1])
+    return set(known[first : last + 1])
 
 
 def _is_adaptable(name: str, layer: nn.Module, model: nn.Module, config: NetworkConfig) -> bool:

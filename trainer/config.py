@@ -39,8 +39,10 @@ class NetworkConfig:
         _check_least("conv_rank", self.conv_rank, 0)
         _check_least("conv_alpha", self.conv_alpha, 0)
         if self.element != "Full" and self.network_type == "c3lier":
-            raise ValueError(f"element {self.element} leaves only attention layers, and network type c3lier is there for the "
-                             "convolutions: set the network type to lierla, or element to Full.")
+            raise ValueError(
+                f"element {self.element} leaves only attention layers, and network type c3lier is there for the "
+                "convolutions: set the network type to lierla, or element to Full."
+            )
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,15 @@ class TrainingConfig:
         _check_choice("loss", self.loss, LOSSES)
         _check_choice("precision", self.precision, PRECISIONS)
         if not 0 <= self.min_timestep < self.max_timestep <= 1000:
-            raise ValueError(f"The timesteps go from {self.min_timestep} to {self.max_timestep}: set min_timestep below "
-                             "max_timestep, both within 0 and 1000.")
+            raise ValueError(
+                f"The timesteps go from {self.min_timestep} to {self.max_timestep}: set min_timestep below "
+                "max_timestep, both within 0 and 1000."
+            )
         if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps is {self.warmup_steps} of {self.steps} steps: the learning rate would never "
-                             "reach its value. Set fewer warm-up steps.")
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps} of {self.steps} steps: the learning rate would never "
+                "reach its value. Set fewer warm-up steps."
+            )
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

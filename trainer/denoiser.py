@@ -23,6 +23,7 @@ class Denoiser(Protocol):
     """A loaded diffusion model, ready for training."""
 
     device: torch.device
+    dtype: torch.dtype  # of the network's activations, as it is loaded
     parameterization: Parameterization
 
     def sigma_at(self, t: torch.Tensor) -> torch.Tensor:
@@ -63,7 +64,7 @@ class NoisePrediction:
         return (x_t - x0) / match_dims(sigma, x_t)
 
     def min_snr_weight(self, sigma, gamma):
-        snr = sigma ** -2
+        snr = sigma**-2
         return snr.clamp(max=gamma) / snr
 
 
@@ -74,10 +75,10 @@ class VPrediction:
 
     def target(self, x_t, x0, sigma):
         sigma = match_dims(sigma, x_t)
-        return (x_t / (sigma ** 2 + 1) - x0) * (sigma ** 2 + 1).sqrt() / sigma
+        return (x_t / (sigma**2 + 1) - x0) * (sigma**2 + 1).sqrt() / sigma
 
     def min_snr_weight(self, sigma, gamma):
-        snr = sigma ** -2
+        snr = sigma**-2
         return snr.clamp(max=gamma) / (snr + 1)
 
 

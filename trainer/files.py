@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,7 +27,9 @@ class LoRAWeights(dict):
         self.metadata = metadata or {}
 
 
-def save_lora(path: Path, lora: dict[str, torch.Tensor], precision: str, strength: float, metadata: dict[str, str]) -> None:
+def save_lora(
+    path: Path, lora: dict[str, torch.Tensor], precision: str, strength: float, metadata: dict[str, str]
+) -> None:
     """Write a LoRA in a precision of PRECISIONS, its effect multiplied by strength.
 
     The file appears whole under its name or not at all.
@@ -34,11 +37,20 @@ def save_lora(path: Path, lora: dict[str, torch.Tensor], precision: str, strengt
     dtype = PRECISIONS[precision]
     scaled = {key: _scale(key, tensor, strength).to(dtype).contiguous().cpu() for key, tensor in lora.items()}
     if not all(tensor.isfinite().all() for tensor in scaled.values()):
-        raise ValueError(f"The LoRA has values that {precision} cannot hold: save it in bf16 or fp32, or train at a lower learning rate.")
+        raise ValueError(
+            f"The LoRA has values that {precision} cannot hold: save it in bf16 or fp32, or train at a lower learning rate."
+        )
+    with whole_file(path) as part:
+        save_file(scaled, part, metadata=metadata)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to; what is there when the block ends well becomes `path` in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(scaled, part, metadata=metadata)
+        yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -51,16 +63,20 @@ def load_lora(path: Path) -> LoRAWeights:
             tensors = {key: file.get_tensor(key) for key in file.keys()}
             metadata = file.metadata()
     except SafetensorError as error:
-        raise ValueError(f"{path.name} is not a whole safetensors file ({error}): download or save it again.") from error
+        raise ValueError(
+            f"{path.name} is not a whole safetensors file ({error}): download or save it again."
+        ) from error
     if not tensors:
         raise ValueError(f"{path.name} holds no tensors: it is not a LoRA.")
     return LoRAWeights(tensors, metadata)
 
 
-def training_metadata(network: NetworkConfig, config: TrainingConfig, base_model: str, started: float) -> dict[str, str]:
+def training_metadata(
+    network: NetworkConfig, config: TrainingConfig, base_model: str, started: float
+) -> dict[str, str]:
     """Say how a LoRA was trained, under the names of kohya's files. started: seconds since the epoch."""
     return {
-        "ss_session_id": str(int(started * 1000) % 2 ** 32),
+        "ss_session_id": str(int(started * 1000) % 2**32),
         "ss_training_started_at": str(started),
         "ss_training_finished_at": str(time.time()),
         "ss_learning_rate": str(config.learning_rate),
@@ -71,8 +87,11 @@ def training_metadata(network: NetworkConfig, config: TrainingConfig, base_model
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(network.rank),
         "ss_network_alpha": str(network.alpha),
-        "ss_network_args": json.dumps({"conv_dim": network.conv_rank or network.rank, "conv_alpha": network.conv_alpha or network.alpha}
-                                      if network.network_type == "c3lier" else {}),
+        "ss_network_args": json.dumps(
+            {"conv_dim": network.conv_rank or network.rank, "conv_alpha": network.conv_alpha or network.alpha}
+            if network.network_type == "c3lier"
+            else {}
+        ),
         "ss_mixed_precision": config.precision,
         "ss_seed": str(config.seed),
         "ss_min_snr_gamma": str(config.snr_gamma),

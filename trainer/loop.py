@@ -17,6 +17,10 @@ from .optimizer import create_optimizer, create_schedule
 
 logger = logging.getLogger(__name__)
 
+# fp16 holds nothing below 6e-8, and the gradients of a mean over a picture are that small. A power of two changes no digit.
+FP16_LOSS_SCALE = 2.0**10
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
 OnStep = Callable[[int, float, float], None]  # step (from 1), loss, learning rate
 
 
@@ -24,7 +28,9 @@ class NonFiniteLoss(RuntimeError):
     """The loss or its gradient became infinite or no number; the network holds the weights from before."""
 
 
-def train(model: Denoiser, network: LoRANetwork, method: Method, config: TrainingConfig, on_step: OnStep) -> list[float]:
+def train(
+    model: Denoiser, network: LoRANetwork, method: Method, config: TrainingConfig, on_step: OnStep
+) -> list[float]:
     """Train the network and return the loss of each step.
 
     `on_step` is told of a step while the next one runs, so that nothing waits for the device. What it raises ends the
@@ -54,25 +60,28 @@ def train(model: Denoiser, network: LoRANetwork, method: Method, config: Trainin
     return losses
 
 
-def _accumulate_gradients(model: Denoiser, network: LoRANetwork, method: Method, config: TrainingConfig, step: int,
-                          rng: torch.Generator) -> torch.Tensor:
+def _accumulate_gradients(
+    model: Denoiser, network: LoRANetwork, method: Method, config: TrainingConfig, step: int, rng: torch.Generator
+) -> torch.Tensor:
     """Add up the gradients of the step's batches and return their mean loss."""
     total = torch.zeros((), device=model.device)
+    scale = FP16_LOSS_SCALE if _DTYPES.get(config.precision, model.dtype) == torch.float16 else 1.0
     for _ in range(config.gradient_accumulation):
         with network.scaled(method.strength(step)):
             with _autocast(model.device, config.precision):
                 output = method.run_step(model, network, step, rng)
             loss = step_loss(output, model, config) / config.gradient_accumulation
-            loss.backward()
+            (loss * scale).backward()
         total += loss.detach()
+    if scale != 1:
+        torch._foreach_mul_([p.grad for p in network.parameters() if p.grad is not None], 1 / scale)
     return total
 
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager:
     if precision == "as loaded":
         return nullcontext()
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    return torch.amp.autocast(device.type, dtype, enabled=precision != "fp32")
+    return torch.amp.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
 
 
 def _clip(parameters: list[torch.Tensor], max_norm: float) -> torch.Tensor:
@@ -108,12 +117,19 @@ def _copy(source: list[torch.Tensor], destination: list[torch.Tensor]) -> None:
     torch._foreach_copy_(destination, source)
 
 
-def _finish_step(pending: _PendingStep, losses: list[float], parameters: list[torch.Tensor], before: list[torch.Tensor],
-                 on_step: OnStep) -> None:
+def _finish_step(
+    pending: _PendingStep,
+    losses: list[float],
+    parameters: list[torch.Tensor],
+    before: list[torch.Tensor],
+    on_step: OnStep,
+) -> None:
     loss, finite = pending.read()
     if not finite:
         _copy(before, parameters)
-        raise NonFiniteLoss(f"The loss became {loss} in step {pending.step}, or its gradient was not finite: lower the "
-                            "learning rate, or set precision to bf16 or fp32. The LoRA up to the step before is kept.")
+        raise NonFiniteLoss(
+            f"The loss became {loss} in step {pending.step}, or its gradient was not finite: lower the "
+            "learning rate, or set precision to bf16 or fp32. The LoRA up to the step before is kept."
+        )
     losses.append(loss)
     on_step(pending.step, loss, pending.learning_rate)

@@ -60,15 +60,20 @@ class LoRANetwork(nn.Module):
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return all weights under their keys in a LoRA file, in float32 on the CPU."""
-        return {f"{self._keys[name]}.{part}": tensor for name, adapter in self._adapters.items()
-                for part, tensor in adapter.tensors().items()}
+        return {
+            f"{self._keys[name]}.{part}": tensor
+            for name, adapter in self._adapters.items()
+            for part, tensor in adapter.tensors().items()
+        }
 
     def check_reached(self) -> None:
         """Raise RuntimeError if a forward pass went past an adapter: its layer would never learn."""
         missed = [name for name in self._layers if name not in self._reached]
         if missed:
-            raise RuntimeError(f"{len(missed)} of {len(self._layers)} chosen layers take no part in the model's forward pass, "
-                               f"so they cannot be trained: {', '.join(missed[:8])}{' ...' if len(missed) > 8 else ''}.")
+            raise RuntimeError(
+                f"{len(missed)} of {len(self._layers)} chosen layers take no part in the model's forward pass, "
+                f"so they cannot be trained: {', '.join(missed[:8])}{' ...' if len(missed) > 8 else ''}."
+            )
 
     def _hook(self, name: str) -> Callable:
         adapter = self._adapters[name]

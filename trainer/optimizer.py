@@ -16,8 +16,12 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"AdamW": torch.optim.AdamW, "
 # Each takes the optimizer, the updates after warm-up and the user's settings.
 SCHEDULES: dict[str, Callable[..., lr_scheduler.LRScheduler]] = {
     "cosine": lambda o, steps, **s: lr_scheduler.CosineAnnealingLR(o, **{"T_max": steps, **s}),
-    "cosine_with_restarts": lambda o, steps, **s: lr_scheduler.CosineAnnealingWarmRestarts(o, **{"T_0": max(1, steps // 2), **s}),
-    "linear": lambda o, steps, **s: lr_scheduler.LinearLR(o, **{"start_factor": 1.0, "end_factor": 0.0, "total_iters": steps, **s}),
+    "cosine_with_restarts": lambda o, steps, **s: lr_scheduler.CosineAnnealingWarmRestarts(
+        o, **{"T_0": max(1, steps // 2), **s}
+    ),
+    "linear": lambda o, steps, **s: lr_scheduler.LinearLR(
+        o, **{"start_factor": 1.0, "end_factor": 0.0, "total_iters": steps, **s}
+    ),
     "polynomial": lambda o, steps, **s: lr_scheduler.PolynomialLR(o, **{"total_iters": steps, "power": 2.0, **s}),
     "constant": lambda o, steps, **s: lr_scheduler.ConstantLR(o, **{"factor": 1.0, **s}),
 }
@@ -84,4 +88,6 @@ def _check_known(what: str, settings: dict[str, Any], kind: Callable, leave_out:
     known = [key for key in inspect.signature(kind).parameters if key not in leave_out]
     unknown = [key for key in settings if key not in known]
     if unknown:
-        raise ValueError(f"{what} has {', '.join(unknown)}, which {kind.__name__} does not take: it takes {', '.join(known)}.")
+        raise ValueError(
+            f"{what} has {', '.join(unknown)}, which {kind.__name__} does not take: it takes {', '.join(known)}."
+        )

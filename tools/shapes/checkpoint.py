@@ -29,9 +29,13 @@ def save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read what `save_weights` wrote, in float32."""
     packed = load_file(path)
-    return {name: (tensor.float().flatten(1) * packed[name + ":scale"][:, None]).view(tensor.shape)
-            if tensor.dtype == torch.int8 else tensor.float()
-            for name, tensor in packed.items() if not name.endswith(":scale")}
+    return {
+        name: (tensor.float().flatten(1) * packed[name + ":scale"][:, None]).view(tensor.shape)
+        if tensor.dtype == torch.int8
+        else tensor.float()
+        for name, tensor in packed.items()
+        if not name.endswith(":scale")
+    }
 
 
 def assemble(path: Path) -> None:
@@ -40,8 +44,11 @@ def assemble(path: Path) -> None:
 
     state = {f"model.diffusion_model.{k}": v for k, v in load_weights(WEIGHTS / "unet.safetensors").items()}
     state |= {f"first_stage_model.{k}": v for k, v in load_weights(WEIGHTS / "autoencoder.safetensors").items()}
-    state |= {f"cond_stage_model.{k.removeprefix('clip_l.')}": v for k, v in build_text_encoder().state_dict().items()
-              if "text_projection" not in k and "logit_scale" not in k}
+    state |= {
+        f"cond_stage_model.{k.removeprefix('clip_l.')}": v
+        for k, v in build_text_encoder().state_dict().items()
+        if "text_projection" not in k and "logit_scale" not in k
+    }
     part = path.with_suffix(".part")
     save_file({k: v.half().contiguous() for k, v in state.items()}, part)
     part.replace(path)

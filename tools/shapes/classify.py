@@ -45,7 +45,7 @@ def _nearest(colour: np.ndarray, names: dict[str, tuple[int, int, int]]) -> str 
 def _likest(inside: np.ndarray) -> str | None:
     """Compare a mask, cut to its bounds, with each shape drawn into the same bounds."""
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    cut = inside[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    cut = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     cut = np.asarray(Image.fromarray(cut).resize((48, 48))) > 0
     overlaps = {shape: (cut & mask).sum() / (cut | mask).sum() for shape, mask in _stencils().items()}
     best = max(overlaps, key=overlaps.get)

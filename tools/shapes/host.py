@@ -9,10 +9,22 @@ import numpy as np
 import torch
 
 # What the host detects as SD1: 320 channels and a text width of 768. One level with one block is enough.
-UNET = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "channel_mult": [1],
-        "num_res_blocks": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1], "transformer_depth_middle": 1,
-        "num_heads": 8, "context_dim": 768, "use_spatial_transformer": True, "use_linear_in_transformer": False,
-        "legacy": False}
+UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "channel_mult": [1],
+    "num_res_blocks": [1],
+    "transformer_depth": [1],
+    "transformer_depth_output": [1, 1],
+    "transformer_depth_middle": 1,
+    "num_heads": 8,
+    "context_dim": 768,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": False,
+    "legacy": False,
+}
 LATENT_SCALE = 0.18215  # SD1's factor between the autoencoder's latents and the network's
 
 

@@ -17,18 +17,31 @@ BATCH = 25
 
 
 @torch.inference_mode()
-def draw(model: Any, clip: Any, vae: Any, prompts: Sequence[str], seed: int, steps: int = 20, cfg: float = 4.0) -> list[Image.Image]:
+def draw(
+    model: Any, clip: Any, vae: Any, prompts: Sequence[str], seed: int, steps: int = 20, cfg: float = 4.0
+) -> list[Image.Image]:
     """Sample one picture for each prompt with Euler, as the host's KSampler does. The seed is of the whole list."""
     import comfy.sample
 
     rng = torch.Generator().manual_seed(seed)
     pictures = []
     for start in range(0, len(prompts), BATCH):
-        part = prompts[start:start + BATCH]
+        part = prompts[start : start + BATCH]
         noise = torch.randn((len(part), 4, SIZE // 8, SIZE // 8), generator=rng)
         conditions = [[_encode(clip, part), {}], [_encode(clip, [""] * len(part)), {}]]
-        samples = comfy.sample.sample(model, noise, steps, cfg, "euler", "normal", [conditions[0]], [conditions[1]],
-                                      torch.zeros_like(noise), disable_pbar=True, seed=seed)
+        samples = comfy.sample.sample(
+            model,
+            noise,
+            steps,
+            cfg,
+            "euler",
+            "normal",
+            [conditions[0]],
+            [conditions[1]],
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=seed,
+        )
         pixels = (vae.decode(samples).clamp(0, 1) * 255).round().byte().cpu().numpy()
         pictures += [Image.fromarray(picture) for picture in pixels]
     return pictures

@@ -54,7 +54,9 @@ def likely_picture(rng: random.Random) -> Image.Image:
     if rng.random() < 0.15:
         return any_picture(rng)
     size = world.SIZE * 2
-    image = Image.new("RGB", (size, size), rng.choice(list(world.BACKGROUNDS.values())) if rng.random() < 0.8 else _any_colour(rng))
+    image = Image.new(
+        "RGB", (size, size), rng.choice(list(world.BACKGROUNDS.values())) if rng.random() < 0.8 else _any_colour(rng)
+    )
     draw, at = ImageDraw.Draw(image), world.place(rng)
     x, y, radius = 2 * at["x"], 2 * at["y"], 2 * at["radius"]
     draw.polygon(_turned_outline(rng, x, y, radius), fill=_any_colour(rng))
@@ -73,8 +75,10 @@ def near_picture(rng: random.Random) -> Image.Image:
 
 def _turned_outline(rng: random.Random, x: float, y: float, radius: float) -> list[tuple[float, float]]:
     turn = rng.choice([0.0, 0.0, rng.uniform(-0.3, 0.3)])
-    return [(x + radius * (u * math.cos(turn) - v * math.sin(turn)), y + radius * (u * math.sin(turn) + v * math.cos(turn)))
-            for u, v in world.outline(rng.choice(world.SHAPES + world.NEW_SHAPES * 2))]
+    return [
+        (x + radius * (u * math.cos(turn) - v * math.sin(turn)), y + radius * (u * math.sin(turn) + v * math.cos(turn)))
+        for u, v in world.outline(rng.choice(world.SHAPES + world.NEW_SHAPES * 2))
+    ]
 
 
 def _any_colour(rng: random.Random) -> tuple[int, int, int]:
@@ -109,8 +113,14 @@ def train_autoencoder(batch: int, device: torch.device, state: Path) -> torch.nn
     return model
 
 
-def _train_autoencoder_on(picture: Callable[[random.Random], Image.Image], model: torch.nn.Module, steps: int, rate: float,
-                          batch: int, device: torch.device) -> None:
+def _train_autoencoder_on(
+    picture: Callable[[random.Random], Image.Image],
+    model: torch.nn.Module,
+    steps: int,
+    rate: float,
+    batch: int,
+    device: torch.device,
+) -> None:
     rng = random.Random(SEED)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.ndim], lr=rate)
     schedule = _warm_cosine(optimizer, steps, warmup=50)
@@ -130,22 +140,32 @@ def _train_autoencoder_on(picture: Callable[[random.Random], Image.Image], model
 @torch.no_grad()
 def encode(model: torch.nn.Module, images: list[Image.Image], device: torch.device) -> torch.Tensor:
     """Encode pictures to the autoencoder's raw latents (B, 4, H / 8, W / 8)."""
-    batches = [pixels(images[i:i + 64]).to(device, memory_format=torch.channels_last) for i in range(0, len(images), 64)]
+    batches = [
+        pixels(images[i : i + 64]).to(device, memory_format=torch.channels_last) for i in range(0, len(images), 64)
+    ]
     with torch.autocast(device.type, torch.bfloat16):
         return torch.cat([model.taesd_encoder(x) for x in batches]).float()
 
 
-def train_unet(autoencoder: torch.nn.Module, steps: int, batch: int, device: torch.device, state: Path) -> torch.nn.Module:
+def train_unet(
+    autoencoder: torch.nn.Module, steps: int, batch: int, device: torch.device, state: Path
+) -> torch.nn.Module:
     """Train the U-Net to predict the noise, SD1's way, and return the average of its late weights."""
     from .host import LATENT_SCALE, build_unet
 
     torch.manual_seed(SEED)
     rng = random.Random(SEED)
     scenes = [world.random_scene(rng) for _ in range(POOL)]
-    latents = torch.cat([encode(autoencoder, [s.draw() for s in scenes[i:i + 64]], device) for i in range(0, POOL, 64)])
+    latents = torch.cat(
+        [encode(autoencoder, [s.draw() for s in scenes[i : i + 64]], device) for i in range(0, POOL, 64)]
+    )
     latents = ((latents / autoencoder.vae_scale + autoencoder.vae_shift) * LATENT_SCALE).detach()
     contexts = _encode_captions(scenes)
-    alphas = torch.cumprod(1 - torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2, 0).float().to(device)
+    alphas = (
+        torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
+        .float()
+        .to(device)
+    )
 
     model = build_unet().to(device)
     _initialise(model)
@@ -162,13 +182,19 @@ def train_unet(autoencoder: torch.nn.Module, steps: int, batch: int, device: tor
         x, t = latents[chosen], torch.randint(0, 1000, (batch,), device=device)
         a, noise = alphas[t][:, None, None, None], torch.randn_like(x)
         with torch.autocast(device.type, torch.bfloat16):
-            prediction = model(a.sqrt() * x + (1 - a).sqrt() * noise, t, context,
-                               transformer_options={"optimized_attention_override": _attention})
+            prediction = model(
+                a.sqrt() * x + (1 - a).sqrt() * noise,
+                t,
+                context,
+                transformer_options={"optimized_attention_override": _attention},
+            )
         snr = alphas[t] / (1 - alphas[t])
         loss = ((prediction.float() - noise).square().mean((1, 2, 3)) * (snr.clamp(max=5) / snr)).mean()
         _step(loss, model, optimizer, schedule)
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - min(0.999, (step + 1) / (step + 10)))
+            torch._foreach_lerp_(
+                list(average.parameters()), list(model.parameters()), 1 - min(0.999, (step + 1) / (step + 10))
+            )
         _report("u-net", step, steps, loss, every=100)
         if (step + 1) % 1000 == 0:
             torch.save([m.state_dict() for m in (model, average, optimizer, schedule)], state)
@@ -190,7 +216,9 @@ def _encode_captions(scenes: list[world.Scene]) -> dict[str, torch.Tensor]:
     encoder, tokenizer = build_text_encoder(), SD1Tokenizer()
     texts = {text for scene in set(scenes) for text, _ in world.captions(scene)}
     with torch.no_grad():
-        return {text: encoder.encode_token_weights(tokenizer.tokenize_with_weights(text))[0][0] for text in sorted(texts)}
+        return {
+            text: encoder.encode_token_weights(tokenizer.tokenize_with_weights(text))[0][0] for text in sorted(texts)
+        }
 
 
 def _initialise(model: torch.nn.Module) -> None:
@@ -219,7 +247,9 @@ def _initialise_convolutions(model: torch.nn.Module) -> None:
 def _warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> torch.optim.lr_scheduler.LambdaLR:
     """Rise over the first steps, then fall along a half cosine to a hundredth."""
     return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min(1, (s + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1, s / steps)))))
+        optimizer,
+        lambda s: min(1, (s + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1, s / steps)))),
+    )
 
 
 def _step(loss: torch.Tensor, model: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule) -> None:
@@ -250,7 +280,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
-    parser.add_argument("--state", type=Path, default=Path("shapes-training.pt"), help="where to keep what a resumed training needs")
+    parser.add_argument(
+        "--state", type=Path, default=Path("shapes-training.pt"), help="where to keep what a resumed training needs"
+    )
     parser.add_argument("--unet-steps", type=int, default=4500)
     parser.add_argument("--batch", type=int, default=16)
     options = parser.parse_args()
@@ -258,10 +290,12 @@ def main() -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     from comfy.cli_args import args
+
     args.cpu = device.type == "cpu"
 
     from .checkpoint import load_weights, save_weights
     from .host import build_autoencoder
+
     if (options.out / "autoencoder.safetensors").is_file():
         autoencoder = build_autoencoder()
         autoencoder.load_state_dict(load_weights(options.out / "autoencoder.safetensors"))

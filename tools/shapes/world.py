@@ -40,8 +40,10 @@ class Scene:
         """Draw the scene as an RGB picture of SIZE x SIZE pixels."""
         size = SIZE * OVERSAMPLING
         image = Image.new("RGB", (size, size), BACKGROUNDS[self.background])
-        points = [((self.x + self.radius * u) * OVERSAMPLING, (self.y + self.radius * v) * OVERSAMPLING)
-                  for u, v in outline(self.shape)]
+        points = [
+            ((self.x + self.radius * u) * OVERSAMPLING, (self.y + self.radius * v) * OVERSAMPLING)
+            for u, v in outline(self.shape)
+        ]
         ImageDraw.Draw(image).polygon(points, fill=(COLOURS | NEW_COLOURS)[self.colour])
         return image.resize((SIZE, SIZE), Image.Resampling.BOX)
 
@@ -71,8 +73,11 @@ def _on_circle(radii: list[float]) -> list[tuple[float, float]]:
 def place(rng: random.Random) -> dict[str, float]:
     """Draw a place and a size that keep the shape inside the picture."""
     radius = rng.uniform(15, 25)
-    return {"x": rng.uniform(radius + 2, SIZE - radius - 2), "y": rng.uniform(radius + 2, SIZE - radius - 2),
-            "radius": radius}
+    return {
+        "x": rng.uniform(radius + 2, SIZE - radius - 2),
+        "y": rng.uniform(radius + 2, SIZE - radius - 2),
+        "radius": radius,
+    }
 
 
 def random_scene(rng: random.Random) -> Scene:
@@ -83,9 +88,21 @@ def random_scene(rng: random.Random) -> Scene:
 def captions(scene: Scene) -> list[tuple[str, float]]:
     """List the ways of captioning a scene, from the whole sentence to one word, with their shares."""
     c, s, b = scene.colour, scene.shape, scene.background
-    return [(scene.caption(), 0.34), (f"a {c} {s}", 0.1), (f"{c} {s}", 0.06), (f"{c} {s}, {b} background", 0.06),
-            (f"a {s} on a {b} background", 0.08), (f"a {c} shape on a {b} background", 0.05), (f"a {c} shape", 0.03),
-            (f"a {s}", 0.04), (f"{b} background", 0.03), (c, 0.05), (s, 0.05), (b, 0.01), ("", 0.1)]
+    return [
+        (scene.caption(), 0.34),
+        (f"a {c} {s}", 0.1),
+        (f"{c} {s}", 0.06),
+        (f"{c} {s}, {b} background", 0.06),
+        (f"a {s} on a {b} background", 0.08),
+        (f"a {c} shape on a {b} background", 0.05),
+        (f"a {c} shape", 0.03),
+        (f"a {s}", 0.04),
+        (f"{b} background", 0.03),
+        (c, 0.05),
+        (s, 0.05),
+        (b, 0.01),
+        ("", 0.1),
+    ]
 
 
 def random_caption(scene: Scene, rng: random.Random) -> str:

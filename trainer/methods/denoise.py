@@ -20,7 +20,9 @@ class Denoise:
     batches: draws the indices of the next batch's examples, all of one latent size
     """
 
-    def __init__(self, examples: Sequence[TrainingExample], batches: Iterator[list[int]], config: TrainingConfig) -> None:
+    def __init__(
+        self, examples: Sequence[TrainingExample], batches: Iterator[list[int]], config: TrainingConfig
+    ) -> None:
         self.examples, self.batches, self.config = examples, batches, config
 
     def strength(self, step: int) -> float:

@@ -1,0 +1,131 @@
+"""The shipped graph in a running ComfyUI: events, files, cancel, refusals."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import comfy.sd
+import pytest
+import torch
+from conftest import ROOT
+from pack.tools.errors import ToolError
+from pack.tools.runner import load_workflow, run_workflow, to_api
+from pack.tools.shapes import pictures
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def graph(server):
+    """The example workflow in API format, with few steps, and its pictures in place."""
+    pictures.write(server.base / "input" / "purple_star")
+    prompt = to_api(load_workflow(ROOT / "example_workflows" / "train_lora.json"), server.get("/object_info"))
+    return with_values(prompt, TrainTrain_TrainLoRA={"steps": 6}, KSampler={"steps": 2})
+
+
+def with_values(prompt: dict, **values: dict) -> dict:
+    """Copy a graph with other values on all nodes of a class."""
+    changed = json.loads(json.dumps(prompt))
+    for node in changed.values():
+        node["inputs"].update(values.get(node["class_type"], {}))
+    return changed
+
+
+def outputs_by_title(outputs) -> dict:
+    return {output.title: output for output in outputs}
+
+
+def test_the_example_trains_saves_plots_and_samples(server, graph, shapes_checkpoint):
+    steps = []
+    shown = outputs_by_title(
+        run_workflow(
+            server, graph, lambda event, title, data: steps.append(data) if event == "traintrain.step" else None
+        )
+    )
+    assert steps[0]["step"] == 1 and steps[-1]["step"] == steps[-1]["steps"] == 6
+    assert all(data["loss"] > 0 and data["steps_per_second"] > 0 and data["seconds_left"] >= 0 for data in steps)
+
+    (lora_path,) = shown["Save LoRA"].texts
+    assert lora_path.startswith(str(server.base / "output" / "loras"))
+    with torch.inference_mode():
+        model = comfy.sd.load_checkpoint_guess_config(str(shapes_checkpoint))[0]
+        patched, _ = comfy.sd.load_lora_for_models(model, None, load_file(lora_path), 1.0, 0.0)
+    assert len(patched.patches) == 48 == sum(key.endswith(".alpha") for key in load_file(lora_path))
+    with safe_open(lora_path, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["ss_max_train_steps"] == "6" and metadata["ss_base_model_version"] == "sd_v1"
+    assert any(node["class_type"] == "TrainTrain_TrainLoRA" for node in json.loads(metadata["prompt"]).values())
+
+    chart, table = shown["Plot Loss"].texts
+    assert Image.open(chart).width > 400
+    assert len(open(table).read().splitlines()) == 1 + 6
+    (grid,) = shown["Before (top) and after (bottom)"].files
+    assert grid.is_file()
+
+
+def test_the_same_graph_again_takes_the_result_from_the_cache(server, graph):
+    graph = with_values(graph, TrainTrain_TrainLoRA={"seed": 77, "steps": 2})
+    run_workflow(server, graph)
+    seen = []
+    run_workflow(server, graph, lambda event, *_: seen.append(event))
+    assert "traintrain.step" not in seen
+
+
+def test_cancel_ends_a_training_within_a_step_and_the_next_one_runs(server, graph):
+    reached = []
+
+    def cancel_at_three(event, title, data):
+        if event == "traintrain.step":
+            reached.append(data["step"])
+            if data["step"] >= 1 and len(reached) == 1:
+                threading.Thread(target=server.post, args=("/interrupt", {})).start()
+
+    with pytest.raises(ToolError, match="Train LoRA was interrupted"):
+        run_workflow(server, with_values(graph, TrainTrain_TrainLoRA={"steps": 5000, "seed": 5}), cancel_at_three)
+    assert reached[-1] < 30
+    (kept,) = (server.base / "output" / "loras" / "unfinished").glob("*.safetensors")
+    assert sum(key.endswith(".alpha") for key in load_file(kept)) == 48
+    steps = []
+    run_workflow(
+        server,
+        with_values(graph, TrainTrain_TrainLoRA={"steps": 3, "seed": 6}),
+        lambda event, title, data: steps.append(data["step"]) if event == "traintrain.step" else None,
+    )
+    assert steps[-1] == 3
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"TrainTrain_LoadImageFolder": {"folder": "no_such_folder"}}, "no_such_folder"),
+        ({"TrainTrain_LoadImageFolder": {"folder": "../../"}}, "may not be read"),
+        ({"TrainTrain_LoRANetwork": {"blocks": "IN07"}}, "no block IN07 .*IN01, M00, OUT00, OUT01"),
+        ({"TrainTrain_TrainingSettings": {"optimizer_settings": "beta=1"}}, "beta, which AdamW does not take"),
+        ({"TrainTrain_TrainingSettings": {"min_timestep": 900, "max_timestep": 100}}, "from 900 to 100"),
+        ({"TrainTrain_BucketImages": {"width": 60}}, "multiple of 8"),
+        ({"TrainTrain_SaveLoRA": {"name": "../../escaped"}}, "no name for a file"),
+        ({"TrainTrain_TrainLoRA": {"steps": 0}}, "steps"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(server, graph, values, message):
+    with pytest.raises(ToolError, match=message) as refused:
+        run_workflow(server, with_values(graph, **values))
+    assert "Traceback" not in str(refused.value)
+
+
+def test_the_nodes_have_help_tooltips_and_plain_names(server):
+    for name, info in server.get("/object_info").items():
+        if name.startswith("TrainTrain_"):
+            assert (
+                info["category"] == "TrainTrain"
+                and info["description"]
+                and not info["display_name"].startswith("TrainTrain_")
+            )
+            for group in ("required", "optional"):
+                for key, spec in info["input"].get(group, {}).items():
+                    options = spec[1]["template"]["input"]["required"]["run"][1] if "template" in spec[1] else spec[1]
+                    assert options.get("tooltip"), f"{name}.{key} has no tooltip"
+            assert all(info["output_tooltips"]), name
+            assert (ROOT / "web" / "docs" / f"{name}.md").is_file()
