@@ -215,7 +215,7 @@ def find_folder(name: str) -> Path:
     Raises ValueError for an empty name, one that is not there, and one outside the folders that are allowed.
     """
     if not name.strip():
-        raise ValueError("no folder is named: write the name of a folder inside ComfyUI's input folder")
+        raise ValueError("No folder is named: write the name of a folder inside ComfyUI's input folder.")
     roots = [Path(root).resolve() for root in _allowed_folders()]
     candidates = [(root / name.strip()).resolve() for root in roots]
     allowed = [path for path in candidates if any(path.is_relative_to(root) for root in roots)]
@@ -224,11 +224,11 @@ def find_folder(name: str) -> Path:
             return path
     if candidates[0] not in allowed:
         raise ValueError(
-            f"the folder {name!r} may not be read: it is outside ComfyUI's input and output folders. Put the pictures"
-            f" there, or list the folder under {EXTRA_FOLDERS!r} in extra_model_paths.yaml and restart ComfyUI"
+            f"The folder {name!r} may not be read: it is outside ComfyUI's input and output folders. Put the pictures"
+            f" there, or list the folder under {EXTRA_FOLDERS!r} in extra_model_paths.yaml and restart ComfyUI."
         )
     places = ", ".join(str(path) for path in dict.fromkeys(allowed))
-    raise ValueError(f"there is no folder {name!r}; looked for {places}")
+    raise ValueError(f"There is no folder {name!r}; looked for {places}.")
 
 
 def _allowed_folders() -> list[str]:

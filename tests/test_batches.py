@@ -8,7 +8,6 @@ from itertools import islice
 
 import pytest
 import torch
-
 from pack.trainer.data import draw_batches
 
 FRAMES = ["square"] * 5 + ["wide"] * 8 + ["high"]
@@ -84,7 +83,7 @@ def test_a_batch_of_a_large_set_is_drawn_without_walking_the_set():
 
 @pytest.mark.parametrize(
     "frames, batch_size, repeats, sentence",
-    [([], 1, None, "no images"), (["a"], 0, None, "batch size 0"), (["a", "b"], 1, [1, 0], "repeats must be 1")],
+    [([], 1, None, "no images"), (["a"], 0, None, "batch size is 0"), (["a", "b"], 1, [1, 0], "repeats must be 1")],
 )
 def test_what_cannot_be_drawn_from_is_refused_at_once(frames, batch_size, repeats, sentence):
     with pytest.raises(ValueError, match=sentence):

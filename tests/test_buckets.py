@@ -8,12 +8,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from skimage import data, transform
-
 from pack.trainer.bucket_report import draw_contact_sheet, report_buckets
 from pack.trainer.buckets import BucketConfig, Frame, main_frames, sub_frames
 from pack.trainer.data import TrainingImage, fill_buckets
+from PIL import Image
+from skimage import data, transform
 
 FINE = BucketConfig(width=768, height=512, step=128, min_length=256)
 CAT = torch.from_numpy(data.chelsea()).float() / 255  # (300, 451, 3)
@@ -203,7 +202,7 @@ def test_a_small_picture_is_enlarged_and_the_report_says_so():
 
 def test_a_picture_whose_mask_leaves_nothing_is_named():
     masks = [torch.zeros(640, 512), torch.ones(640, 512), torch.full((640, 512), 0.1)]
-    with pytest.raises(ValueError, match="nothing is left to train.*image 1 in 512x640, image 3 in 512x640;"):
+    with pytest.raises(ValueError, match="Nothing is left to train.*image 1 in 512x640, image 3 in 512x640;"):
         fill(*[picture(512, 640)] * 3, masks=masks)
 
 
@@ -223,7 +222,7 @@ def test_numbers_that_do_not_match_are_both_said():
     image, config = picture(64, 64), BucketConfig(64, 64, 8, 64)
     with pytest.raises(ValueError, match="3 images but 2 captions and 1 masks"):
         fill_buckets([image] * 3, ["a", "b"], [torch.ones(64, 64)], config)
-    with pytest.raises(ValueError, match="there are no images"):
+    with pytest.raises(ValueError, match="There are no images"):
         fill_buckets([], [], None, config)
     assert [filled.caption for filled in fill_buckets([image] * 2, ["both"], None, config)] == ["both", "both"]
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import folder_paths
 import numpy as np
 import pytest
 import torch
+from pack.nodes.images import BucketImages, LoadImageFolder, find_folder
 from PIL import Image
 from skimage import data
-
-import folder_paths
-from pack.nodes.images import BucketImages, LoadImageFolder, find_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 CAT = data.chelsea()[80:180, 120:280]  # 100 x 160 x 3
@@ -141,9 +140,9 @@ def test_a_folder_beside_input_whose_name_begins_alike_is_refused(base):
 
 
 def test_a_missing_or_empty_name_says_so(base):
-    with pytest.raises(ValueError, match=f"there is no folder 'dogs'; looked for {base}/input/dogs, "):
+    with pytest.raises(ValueError, match=f"There is no folder 'dogs'; looked for {base}/input/dogs, "):
         find_folder("dogs")
-    with pytest.raises(ValueError, match="no folder is named"):
+    with pytest.raises(ValueError, match="No folder is named"):
         find_folder("  ")
 
 

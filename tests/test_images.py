@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pack.trainer.images import LoadedImage, fingerprint_folder, load_folder
 from PIL import Image, ImageFile
 from skimage import data
-
-from pack.trainer.images import LoadedImage, fingerprint_folder, load_folder
 
 CAT = data.chelsea()[80:180, 120:290]  # 100 x 170 x 3
 MAN = data.camera()[80:208, 180:308]  # 128 x 128, gray
@@ -245,7 +244,7 @@ def test_one_error_names_every_file_that_cannot_be_used_and_why(tmp_path, monkey
     with pytest.raises(ValueError) as caught:
         load(tmp_path)
     lines = str(caught.value).splitlines()
-    assert lines[0] == f"6 files in {str(tmp_path)!r} cannot be used; repair or remove:"
+    assert lines[0] == f"6 files in {str(tmp_path)!r} cannot be used: repair or remove them."
     assert [line.split(":")[0] for line in lines[1:]] == [
         "- drawing.png", "- empty.webp", "- good.txt", "- half.png", "- sub/half.jpg", "- text.png",
     ]
@@ -285,7 +284,7 @@ def test_an_unreadable_caption_of_two_pictures_is_named_once(tmp_path):
 def test_an_empty_or_missing_folder_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="holds no pictures"):
         load(tmp_path)
-    with pytest.raises(ValueError, match="there is no folder .*nowhere"):
+    with pytest.raises(ValueError, match="There is no folder .*nowhere"):
         load(tmp_path / "nowhere")
 
 
@@ -297,7 +296,7 @@ def test_pictures_that_lie_only_in_subfolders_are_pointed_out(tmp_path):
 
 def test_an_unknown_caption_source_is_refused(tmp_path):
     write(tmp_path / "cat.png")
-    with pytest.raises(ValueError, match="'tags'; choose one of caption file, file name, trigger word only"):
+    with pytest.raises(ValueError, match="'tags': choose one of caption file, file name, trigger word only"):
         load(tmp_path, captions="tags")
 
 

@@ -6,17 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
 from pack.tools.errors import ToolError
 from pack.tools.host import ROOT
 from pack.tools.run import Follower, print_outputs, training_line
 from pack.tools.runner import Output, load_workflow, run_workflow, to_api
 from pack.tools.server import Server
 from pack.tools.terminal import StatusLine
-
 
 # A stand-in for ComfyUI that takes a prompt and falls over.
 FALLS_OVER = """

@@ -8,7 +8,6 @@ import sys
 import time
 
 import pytest
-
 from pack.tools.errors import ToolError
 from pack.tools.host import ROOT
 from pack.tools.server import Server

@@ -10,7 +10,6 @@ import tarfile
 from pathlib import Path
 
 import pytest
-
 from pack.tools import base_folder, host_setup, pip
 from pack.tools.errors import ToolError
 from pack.tools.host import ROOT, Host, existing_host, interpreter, require_packages

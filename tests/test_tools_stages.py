@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from pack.tools.errors import ToolError
 from pack.tools.stages import Stage, complete, is_complete, replace_folder
 from pack.tools.terminal import StatusLine, duration

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from .errors import ToolError
+from .runner import Output, load_workflow, run_workflow
 from .server import Server
 from .terminal import StatusLine, duration
-from .runner import Output, load_workflow, run_workflow
 
 
 class Follower:

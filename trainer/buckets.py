@@ -39,7 +39,7 @@ class BucketConfig:
         if self.repeats < 1:
             problems.append(f"repeats {self.repeats} must be 1 or more")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError(f"{'; '.join(problems)}.")
 
 
 def main_frames(config: BucketConfig) -> list[Frame]:

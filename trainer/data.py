@@ -88,9 +88,9 @@ def draw_batches(
     to what is left of it, and its last batch may be smaller. The same generator state draws the same batches.
     """
     if batch_size < 1:
-        raise ValueError(f"batch size {batch_size} must be 1 or more")
+        raise ValueError(f"The batch size is {batch_size}: set it to 1 or more.")
     if not frames or (repeats is not None and min(repeats) < 1):
-        raise ValueError("there are no images to draw from" if not frames else "repeats must be 1 or more")
+        raise ValueError("There are no images to draw from." if not frames else "repeats must be 1 or more.")
     buckets: dict[Hashable, list[int]] = {}
     for index, frame in enumerate(frames):
         buckets.setdefault(frame, []).extend([index] * (repeats[index] if repeats else 1))
@@ -135,7 +135,7 @@ def _pair_up(
     given = {"captions": captions, "masks": images if masks is None else masks, "names": names}
     problems = [f"{len(values)} {kind}" for kind, values in given.items() if len(values) != count]
     if not count or problems:
-        raise ValueError(f"{count} images but {' and '.join(problems)}" if problems else "there are no images")
+        raise ValueError(f"There are {count} images but {' and '.join(problems)}: wire as many of each." if problems else "There are no images.")
     sources = [
         TrainingImage(pixels, caption, None, name, (pixels.shape[1], pixels.shape[0]), repeats=config.repeats)
         for pixels, caption, name in zip(images, captions, names)
@@ -150,7 +150,7 @@ def _with_masks(sources: list[TrainingImage], masks: Sequence[torch.Tensor]) -> 
         if abs(mask.shape[1] / mask.shape[0] * source.frame[1] / source.frame[0] - 1) > SHAPE_TOLERANCE
     ]
     if wrong:
-        raise ValueError(f"masks must have the shape of their images: {'; '.join(wrong)}")
+        raise ValueError(f"Masks must have the shape of their images: {'; '.join(wrong)}.")
     return [replace(source, mask=mask > MASK_THRESHOLD) for source, mask in zip(sources, masks)]
 
 
@@ -181,8 +181,8 @@ def _refuse_small(unplaced: list[TrainingImage], frames: list[Frame]) -> None:
     smallest = min(frames, key=lambda frame: frame[0] * frame[1])
     sizes = ", ".join(f"{image.name} ({_size(image.frame)})" for image in unplaced)
     raise ValueError(
-        f"too small for every frame (the smallest is {_size(smallest)}) while disable_upscale is on: {sizes};"
-        " switch disable_upscale off, choose smaller frames or take these images out"
+        f"Too small for every frame (the smallest is {_size(smallest)}) while disable_upscale is on: {sizes};"
+        " switch disable_upscale off, choose smaller frames or take these images out."
     )
 
 
@@ -191,8 +191,8 @@ def _refuse_masked_out(images: list[TrainingImage]) -> None:
     if empty:
         names = ", ".join(f"{image.name} in {_size(image.frame)}" for image in empty)
         raise ValueError(
-            f"nothing is left to train, the mask covers all of: {names};"
-            " in a mask 1 means train here: take these images out, or invert the masks"
+            f"Nothing is left to train, the mask covers all of: {names};"
+            " in a mask 1 means train here: take these images out, or invert the masks."
         )
 
 

@@ -50,7 +50,7 @@ def load_folder(
     Raises ValueError if there is none, or one that names every file that cannot be used, each with its reason.
     """
     if caption_source not in CAPTION_SOURCES:
-        raise ValueError(f"unknown caption source {caption_source!r}; choose one of {', '.join(CAPTION_SOURCES)}")
+        raise ValueError(f"There is no caption source {caption_source!r}: choose one of {', '.join(CAPTION_SOURCES)}.")
     files = _find_images(folder, include_subfolders)
     if not files:
         raise ValueError(_explain_empty(folder, include_subfolders))
@@ -81,7 +81,7 @@ def fingerprint_folder(folder: Path, include_subfolders: bool) -> str:
 
 def _find_images(folder: Path, include_subfolders: bool) -> list[_ImageFile]:
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {str(folder)!r}")
+        raise ValueError(f"There is no folder {str(folder)!r}: check its name.")
     paths = list(_walk(folder, include_subfolders))
     texts = {(path.parent, path.stem, path.suffix.lower()): path for path in paths}
     images = [
@@ -183,11 +183,11 @@ def _explain_empty(folder: Path, include_subfolders: bool) -> str:
     below = 0 if include_subfolders else len(_find_images(folder, include_subfolders=True))
     hint = f"; its subfolders hold {below}, switch include_subfolders on to use them" if below else ""
     formats = ", ".join(extension[1:] for extension in EXTENSIONS)
-    return f"the folder {str(folder)!r} holds no pictures ({formats}){hint}"
+    return f"The folder {str(folder)!r} holds no pictures ({formats}){hint}."
 
 
 def _explain_problems(folder: Path, problems: dict[Path, str]) -> str:
     paths = sorted(problems, key=lambda path: _natural_key(path.relative_to(folder)))
     lines = [f"- {path.relative_to(folder).as_posix()}: {problems[path]}" for path in paths]
     files = "1 file" if len(lines) == 1 else f"{len(lines)} files"
-    return "\n".join([f"{files} in {str(folder)!r} cannot be used; repair or remove:", *lines])
+    return "\n".join([f"{files} in {str(folder)!r} cannot be used: repair or remove them.", *lines])
