@@ -27,6 +27,7 @@ prepare_torchvision()
 from comfy.cli_args import args  # noqa: E402
 
 args.cpu = not torch.cuda.is_available()  # the host decides at import, and fails where there is no GPU
+args.use_pytorch_cross_attention = True  # as our server is started: its default on the CPU is slow
 
 
 @pytest.fixture(scope="session")

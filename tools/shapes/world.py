@@ -61,7 +61,7 @@ def outline(shape: str) -> list[tuple[float, float]]:
     if shape == "triangle":
         return [(0.0, -0.95), (1.0, 0.85), (-1.0, 0.85)]
     if shape == "star":
-        return _on_circle([1.05, 0.42] * 5)
+        return _on_circle([1.05, 0.52] * 5)
     raise ValueError(f"There is no shape {shape!r}; there are {', '.join(SHAPES + NEW_SHAPES)}.")
 
 
@@ -70,9 +70,9 @@ def _on_circle(radii: list[float]) -> list[tuple[float, float]]:
     return [(r * math.sin(a), -r * math.cos(a)) for r, a in zip(radii, steps)]
 
 
-def place(rng: random.Random) -> dict[str, float]:
-    """Draw a place and a size that keep the shape inside the picture."""
-    radius = rng.uniform(15, 25)
+def place(rng: random.Random, smallest: float = 15) -> dict[str, float]:
+    """Draw a place and a size, of a radius from `smallest` to 25 pixels, that keep the shape inside the picture."""
+    radius = rng.uniform(smallest, 25)
     return {
         "x": rng.uniform(radius + 2, SIZE - radius - 2),
         "y": rng.uniform(radius + 2, SIZE - radius - 2),
