@@ -177,7 +177,6 @@ def test_lierla_takes_attention_and_c3lier_the_convolutions_too(unet):
     }
     c3lier = set(choose_layers(unet, NetworkConfig(network_type="c3lier")))
     assert c3lier - lierla == {
-        "input_blocks.0.0",
         "input_blocks.1.0.in_layers.0",
         "middle_block.0.in_layers.0",
         "output_blocks.0.0.in_layers.0",

@@ -80,6 +80,8 @@ def _is_adaptable(name: str, layer: nn.Module, model: nn.Module, config: Network
         return False
     if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
         return _in_attention(name, model)
+    if name.startswith("input_blocks.0."):  # the first convolution reads the latents; it is of no residual block
+        return False
     return config.network_type == "c3lier" and isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)
 
 
