@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The commands of this repository: `python3 dev.py demo`, `test`, `serve`, `setup`.
+"""The commands of this repository: `python3 dev.py demo`, `evaluate`, `test`, `serve`, `setup`.
 
 Standard library only. This file must be readable by every Python 3, so that an old one gets a sentence.
 """
@@ -12,8 +12,11 @@ import sys
 from pathlib import Path
 
 if sys.version_info < (3, 10):
-    sys.exit("Python 3.10 or newer is needed, and this is {}.{} ({}): run dev.py with another one.".format(
-        sys.version_info[0], sys.version_info[1], sys.executable))
+    sys.exit(
+        "Python 3.10 or newer is needed, and this is {}.{} ({}): run dev.py with another one.".format(
+            sys.version_info[0], sys.version_info[1], sys.executable
+        )
+    )
 
 from tools.base_folder import prepare_base
 from tools.errors import ToolError
@@ -37,6 +40,12 @@ def demo(host, arguments):
     return run(python_command(host, "tools.run", "--comfyui", host.comfyui, "--base", host.base, workflow))
 
 
+def evaluate(host, arguments):
+    """Train each method on the demonstration model and measure its pictures."""
+    command = python_command(host, "tools.evaluate", "--comfyui", host.comfyui, "--base", host.base)
+    return run(command + ["--quick"] * arguments.quick)
+
+
 def test(host, arguments):
     """Run the tests; further arguments go to pytest."""
     environment = dict(os.environ, TRAINTRAIN_COMFYUI=str(host.comfyui), TRAINTRAIN_HOST=str(host.folder))
@@ -58,6 +67,7 @@ def serve(host, arguments):
 COMMANDS = {
     setup: [PACK],
     demo: [PACK, RUNNER_REQUIREMENTS],
+    evaluate: [PACK, RUNNER_REQUIREMENTS],
     test: REQUIREMENTS + [RUNNER_REQUIREMENTS],
     serve: [PACK],
 }
@@ -97,7 +107,11 @@ def read_arguments():
         sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
         sub.set_defaults(run=command)
         sub.add_argument("--comfyui", type=Path, metavar="PATH", help="a ComfyUI that is there already")
-        sub.add_argument("--python", type=Path, metavar="PATH", help="the interpreter that runs it, if not its own venv's")
+        sub.add_argument(
+            "--python", type=Path, metavar="PATH", help="the interpreter that runs it, if not its own venv's"
+        )
+        if command is evaluate:
+            sub.add_argument("--quick", action="store_true", help="a rough table in a few minutes")
         if command is serve:
             sub.add_argument("--port", type=int, default=8188)
             sub.add_argument("--base", type=Path, metavar="DIR", help="another folder for models, input and output")

@@ -1,8 +1,25 @@
 """The nodes of the pack."""
 
+from .addift import TrainADDifT
+from .difference import TrainCopyMachine, TrainDifference
 from .files import LoadLoRA, PlotLoss, SaveLoRA
 from .images import BucketImages, LoadImageFolder
+from .pairs import LoadImagePairs
 from .settings import LoRANetwork, TrainingSettings
-from .train import TrainLoRA
+from .train import TrainILECO, TrainLoRA
 
-NODES = [LoadImageFolder, BucketImages, LoRANetwork, TrainingSettings, TrainLoRA, SaveLoRA, LoadLoRA, PlotLoss]
+NODES = [
+    LoadImageFolder,
+    LoadImagePairs,
+    BucketImages,
+    LoRANetwork,
+    TrainingSettings,
+    TrainLoRA,
+    TrainILECO,
+    TrainCopyMachine,
+    TrainDifference,
+    TrainADDifT,
+    SaveLoRA,
+    LoadLoRA,
+    PlotLoss,
+]

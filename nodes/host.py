@@ -5,6 +5,7 @@ Everything the trainer needs is made here out of the host's MODEL, CLIP and VAE,
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import contextmanager, nullcontext
 from typing import Any, Callable, Iterator, Sequence
@@ -27,6 +28,14 @@ from ..trainer.files import LoRAWeights, training_metadata
 from ..trainer.loop import OnStep, train
 from ..trainer.methods import Method
 from ..trainer.network import LoRANetwork
+
+# Parts of a CONDITIONING that steer sampling: where and when a prompt acts, and what other networks add.
+SAMPLING_ONLY = {
+    "area", "strength", "mask", "mask_strength", "set_area_to_bounds", "control", "control_apply_to_uncond", "hooks",
+    "start_percent", "end_percent", "gligen", "default", "timestep_start", "timestep_end",
+}  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 Patcher = Any  # comfy.model_patcher.ModelPatcher, the MODEL of a graph
 
@@ -133,19 +142,19 @@ def train_lora(
     method: Method,
     on_step: OnStep,
     keep: Callable[[LoRAWeights], object],
+    labels: dict[str, str] | None = None,
 ) -> tuple[LoRAWeights, list[float]]:
     """Train a new LoRA for a MODEL by a method; return its weights and the loss of each step.
 
-    Where the training ends early, `keep` is given the LoRA so far.
+    Where the training ends early, `keep` is given the LoRA so far. `labels` are added to its metadata.
     """
     started = time.time()
     with open_training(patcher, config.gradient_checkpointing) as (model, layers):
         network = LoRANetwork(layers, network_config, lora_key_of(patcher), config.seed)
 
         def trained() -> LoRAWeights:
-            return LoRAWeights(
-                network.weights(), training_metadata(network_config, config, _base_model(patcher), started)
-            )
+            metadata = training_metadata(network_config, config, _base_model(patcher), started)
+            return LoRAWeights(network.weights(), {**metadata, **(labels or {})})
 
         try:
             losses = train(model, network, method, config, on_step)
@@ -160,18 +169,39 @@ def check_network(patcher: Patcher, config: NetworkConfig) -> None:
     choose_layers(patcher.model.diffusion_model, config)
 
 
+def is_large(patcher: Patcher) -> bool:
+    """Tell whether a MODEL is of SDXL's size or larger, for presets."""
+    return not isinstance(patcher.model.model_config, (comfy.supported_models.SD15, comfy.supported_models.SD20))
+
+
+def latent_shape(patcher: Patcher, width: int, height: int) -> tuple[int, ...]:
+    """Return the shape of one picture's latent, (C, h, w) or (C, 1, h, w). Raises ValueError where the size does not fit."""
+    layout = patcher.model.latent_format
+    multiple = layout.spacial_downscale_ratio
+    _check_multiple([(width, height)], multiple)
+    frames = [1] * (layout.latent_dimensions - 2)
+    return layout.latent_channels, *frames, height // multiple, width // multiple
+
+
+def read_conditioning(conditioning: list) -> list[denoiser.Conditioning]:
+    """Return the prompts in a CONDITIONING for the trainer. Warns of what training leaves out. Raises ValueError if empty."""
+    if not conditioning:
+        raise ValueError("A CONDITIONING without a prompt was given: wire a CLIP Text Encode.")
+    left_out = sorted(set().union(*(extra for _, extra in conditioning)) & SAMPLING_ONLY)
+    if left_out:
+        logger.warning("Training reads the prompt alone and leaves out of a CONDITIONING: %s", ", ".join(left_out))
+    return normal_tensors(
+        [[tensor, {k: v for k, v in extra.items() if k not in SAMPLING_ONLY}] for tensor, extra in conditioning]
+    )
+
+
 def encode_images(vae: Any, patcher: Patcher, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Encode pictures (H, W, 3) in [0, 1] to latents (C, h, w) in the model's scale, on its device.
 
     Raises ValueError for a size that the VAE cannot take whole.
     """
     multiple = vae.spacial_compression_encode()
-    sizes = sorted({f"{i.shape[1]}x{i.shape[0]}" for i in images if i.shape[0] % multiple or i.shape[1] % multiple})
-    if sizes:
-        raise ValueError(
-            f"Pictures of {', '.join(sizes)} do not fit this model, whose latents stand for {multiple}x{multiple} "
-            f"pixels: make width and height multiples of {multiple} (buckets_step and the frame in Bucket Images)."
-        )
+    _check_multiple([(image.shape[1], image.shape[0]) for image in images], multiple)
     with torch.inference_mode():
         latents = [vae.encode(image[None]) for image in images]
         channels, expected = latents[0].shape[1], patcher.model.latent_format.latent_channels
@@ -221,6 +251,15 @@ def normal_tensors(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(normal_tensors(item) for item in value)
     return value
+
+
+def _check_multiple(sizes: Sequence[tuple[int, int]], multiple: int) -> None:
+    odd = sorted({f"{width}x{height}" for width, height in sizes if width % multiple or height % multiple})
+    if odd:
+        raise ValueError(
+            f"Pictures of {', '.join(odd)} do not fit this model, whose latents stand for {multiple}x{multiple} pixels: "
+            f"make width and height multiples of {multiple} (for a folder, the frame and buckets_step in Bucket Images)."
+        )
 
 
 def _base_model(patcher: Patcher) -> str:

@@ -30,27 +30,7 @@ class LoadImageFolder(io.ComfyNode):
             description="Loads every picture of a folder with its caption and mask. Each output is a list.",
             search_aliases=["dataset", "load images from directory", "training images", "captions", "image folder"],
             inputs=[
-                io.String.Input(
-                    "folder",
-                    default="training_images",
-                    tooltip="Folder inside ComfyUI's input folder, for example my_cat. Full paths work inside the input"
-                    " and output folders and in folders listed under training_images in extra_model_paths.yaml.",
-                ),
-                io.Boolean.Input(
-                    "include_subfolders", default=True, tooltip="On: pictures in folders below count too."
-                ),
-                io.Combo.Input(
-                    "captions",
-                    options=list(CAPTION_SOURCES),
-                    default="caption file",
-                    tooltip="Where the words come from. caption file: NAME.txt, else NAME.caption, beside the picture."
-                    " file name: the name up to _id_, with a comma for each underscore. trigger word only: no others.",
-                ),
-                io.String.Input(
-                    "trigger_word",
-                    default="",
-                    tooltip="Word or words put in front of every caption, joined with a comma; may stay empty.",
-                ),
+                *folder_inputs(),
             ],
             outputs=[
                 io.Image.Output("images", is_output_list=True, tooltip="The pictures, upright, each in its own size."),
@@ -100,7 +80,7 @@ class BucketImages(io.ComfyNode):
                     "captions", force_input=True, tooltip="One caption per picture, or a single one for all of them."
                 ),
                 io.Mask.Input("masks", optional=True, tooltip="One per picture, 1 = train here. Unwired: everywhere."),
-                *_frame_inputs(),
+                *frame_inputs(),
                 *_copy_inputs(),
                 io.String.Input(
                     "names", optional=True, force_input=True, tooltip="Names for the report; unwired: image 1, 2, ..."
@@ -138,7 +118,33 @@ class BucketImages(io.ComfyNode):
         return io.NodeOutput(filled, draw_contact_sheet(filled), report_buckets(filled))
 
 
-def _frame_inputs() -> list[io.Input]:
+def folder_inputs() -> list[io.Input]:
+    """Return the inputs that say which pictures are read, and where their captions come from."""
+    return [
+        io.String.Input(
+            "folder",
+            default="training_images",
+            tooltip="Folder inside ComfyUI's input folder, for example my_cat. Full paths work inside the input"
+            " and output folders and in folders listed under training_images in extra_model_paths.yaml.",
+        ),
+        io.Boolean.Input("include_subfolders", default=True, tooltip="On: pictures in folders below count too."),
+        io.Combo.Input(
+            "captions",
+            options=list(CAPTION_SOURCES),
+            default="caption file",
+            tooltip="Where the words come from. caption file: NAME.txt, else NAME.caption, beside the picture."
+            " file name: the name up to _id_, with a comma for each underscore. trigger word only: no others.",
+        ),
+        io.String.Input(
+            "trigger_word",
+            default="",
+            tooltip="Word or words put in front of every caption, joined with a comma; may stay empty.",
+        ),
+    ]
+
+
+def frame_inputs() -> list[io.Input]:
+    """Return the inputs that say which frames pictures are cropped to."""
     sizes = {"min": 8, "max": 8192, "step": 8}
     return [
         io.Int.Input(

@@ -1,21 +1,28 @@
-"""The training nodes."""
+"""Train LoRA and Train iLECO."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 
-from ..trainer.config import NetworkConfig, TrainingConfig
-from ..trainer.data import TrainingExample, TrainingImage, draw_batches, mask_at
+from ..trainer import presets
+from ..trainer.data import TrainingExample, TrainingImage, mask_at
+from ..trainer.denoiser import Conditioning
 from ..trainer.methods.denoise import Denoise
+from ..trainer.methods.ileco import ILECO
 from . import host
-from .files import keep_unfinished
 from .images import TrainingImages
-from .progress import TrainingProgress
-from .settings import Network, Settings
+from .training import (
+    configs,
+    draw_batches,
+    lora_outputs,
+    model_input,
+    model_output,
+    train_on_model,
+    training_inputs,
+    vae_input,
+)
 
 
 class TrainLoRA(io.ComfyNode):
@@ -28,82 +35,118 @@ class TrainLoRA(io.ComfyNode):
             description="Teaches the model what captioned pictures show. Sample from its MODEL and CLIP at once, or save its LoRA.",
             search_aliases=["finetune", "dreambooth", "kohya", "lora training", "teach"],
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="The model to teach. It stays as it is; LoRAs already on it are part of it."
-                ),
+                model_input("teach"),
                 io.Clip.Input("clip", tooltip="Reads the captions."),
-                io.Vae.Input("vae", tooltip="Encodes the pictures."),
+                vae_input(),
                 TrainingImages.Input("training_images", tooltip="Captioned pictures from Bucket Images."),
-                io.Int.Input(
-                    "steps",
-                    default=1000,
-                    min=1,
-                    max=1_000_000,
-                    tooltip="Updates of the LoRA. 500 to 2000 for ten to thirty pictures.",
-                ),
-                io.Int.Input(
-                    "batch_size",
-                    default=2,
-                    min=1,
-                    max=256,
-                    tooltip="Pictures a step. More learns more evenly and needs more memory.",
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=1e-4,
-                    min=0,
-                    max=1,
-                    step=1e-6,
-                    round=False,
-                    tooltip="Size of each update. 1e-4 is usual; lower if pictures come out burnt, higher if nothing is learned.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=False,
-                    tooltip="Of everything random. The same seed gives the same LoRA.",
-                ),
-                Network.Input(
-                    "network", optional=True, tooltip="From LoRA Network. Unwired: lierla, rank 16, alpha 8."
-                ),
-                Settings.Input(
-                    "settings",
-                    optional=True,
-                    tooltip="From Training Settings. Unwired: AdamW, cosine, min-SNR gamma 5.",
-                ),
+                *training_inputs(presets.LORA, "500 to 2000 for ten to thirty pictures.", "1e-4 is usual."),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The model with the LoRA on it, ready to sample."),
                 io.Clip.Output("clip", tooltip="The text encoder for the same sampling."),
-                io.Custom("LORA_MODEL").Output(
-                    "lora", tooltip="Goes into Save LoRA, or into the host's Load LoRA Model."
-                ),
-                io.Custom("LOSS_MAP").Output("loss", tooltip="Goes into Plot Loss."),
+                *lora_outputs(),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(
-        cls, model, clip, vae, training_images, steps, batch_size, learning_rate, seed, network=None, settings=None
-    ) -> io.NodeOutput:
-        network = network or NetworkConfig()
-        config = replace(
-            settings or TrainingConfig(), steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed
-        )
+    def execute(cls, model, clip, vae, training_images, network=None, settings=None, **training) -> io.NodeOutput:
+        network, config = configs(presets.LORA, network, settings, training)
         host.check_network(model, network)
         examples = _encode_examples(model, clip, vae, training_images)
-        batches = draw_batches(
-            [e.latent.shape for e in examples],
-            batch_size,
-            torch.Generator().manual_seed(seed),
-            [image.repeats for image in training_images],
+        batches = draw_batches(examples, config, [image.repeats for image in training_images])
+        trained, lora, loss = train_on_model(cls, model, network, config, Denoise(examples, batches, config))
+        return io.NodeOutput(trained, clip.clone(), lora, loss)
+
+
+class TrainILECO(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TrainTrain_TrainILECO",
+            display_name="Train iLECO",
+            category="TrainTrain",
+            description="Makes one prompt act like another, or like nothing: erases or replaces a concept, from words alone.",
+            search_aliases=[
+                "leco",
+                "ileco",
+                "concept erase",
+                "concept replace",
+                "concept editing",
+                "unlearn",
+                "slider",
+            ],
+            inputs=[
+                model_input("change"),
+                io.Conditioning.Input(
+                    "original",
+                    tooltip="The prompt to change. Several phrasings, joined by Conditioning (Combine), generalise better than one.",
+                ),
+                io.Conditioning.Input(
+                    "target",
+                    tooltip="What it acts like from now on; an empty prompt erases. One for all originals, or one for each in order.",
+                ),
+                _side_input("width"),
+                _side_input("height"),
+                *training_inputs(presets.ILECO, "300 to 500.", "5e-4 is usual, 1e-4 to 1e-3 the range."),
+                io.Int.Input(
+                    "denoise_steps",
+                    default=0,
+                    min=0,
+                    max=100,
+                    advanced=True,
+                    tooltip="0 is instant: trains on noise. 10 to 20 trains on half-denoised pictures of the original prompt, as LECO does: several times slower.",
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=0.0,
+                    min=0,
+                    max=10,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="How far beyond the target, away from the original. 0 acts like the target; 1 to 2 erases a concept below chance.",
+                ),
+                io.Conditioning.Input(
+                    "preserve",
+                    optional=True,
+                    tooltip="One or several prompts that must not change, such as neighbours of what is erased. Doubles the time of a step.",
+                ),
+            ],
+            outputs=[model_output(), *lora_outputs()],
+            hidden=[io.Hidden.unique_id],
         )
-        method, progress = Denoise(examples, batches, config), TrainingProgress(cls.hidden.unique_id, steps)
-        lora, losses = host.train_lora(model, network, config, method, progress, keep_unfinished)
-        return io.NodeOutput(host.with_lora(model, lora), clip.clone(), lora, {"loss": losses})
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        original,
+        target,
+        width,
+        height,
+        denoise_steps,
+        guidance,
+        preserve=None,
+        network=None,
+        settings=None,
+        **training,
+    ) -> io.NodeOutput:
+        network, config = configs(presets.ILECO, network, settings, training)
+        pairs = _pair_prompts(host.read_conditioning(original), host.read_conditioning(target))
+        preserved = host.read_conditioning(preserve) if preserve else []
+        method = ILECO(pairs, preserved, host.latent_shape(model, width, height), denoise_steps, guidance, config)
+        return io.NodeOutput(*train_on_model(cls, model, network, config, method))
+
+
+def _side_input(name: str) -> io.Input:
+    return io.Int.Input(
+        name,
+        default=512,
+        min=16,
+        max=8192,
+        step=8,
+        tooltip="Pixels of the pictures it is trained for: 512 for SD1.5, 1024 for SDXL and later. Smaller is faster.",
+    )
 
 
 def _encode_examples(model: Any, clip: Any, vae: Any, images: list[TrainingImage]) -> list[TrainingExample]:
@@ -113,3 +156,14 @@ def _encode_examples(model: Any, clip: Any, vae: Any, images: list[TrainingImage
         TrainingExample(latent, conditioning, None if image.mask is None else mask_at(image.mask, latent))
         for latent, conditioning, image in zip(latents, conditionings, images)
     ]
+
+
+def _pair_prompts(
+    originals: list[Conditioning], targets: list[Conditioning]
+) -> list[tuple[Conditioning, Conditioning]]:
+    """Give each original its target: in order, or one for all."""
+    if len(targets) not in (1, len(originals)):
+        raise ValueError(
+            f"original has {len(originals)} prompts and target {len(targets)}: give one target for all of them, or one for each."
+        )
+    return list(zip(originals, targets * len(originals) if len(targets) == 1 else targets))

@@ -50,14 +50,18 @@ def test_the_nodes_declare_the_agreed_inputs_and_outputs_in_order():
     assert (frames.node_id, frames.display_name) == ("TrainTrain_BucketImages", "Bucket Images")
     assert [i.id for i in folder.inputs] == ["folder", "include_subfolders", "captions", "trigger_word"]
     assert [(o.id, o.io_type, o.is_output_list) for o in folder.outputs][:3] == [
-        ("images", "IMAGE", True), ("masks", "MASK", True), ("captions", "STRING", True),
+        ("images", "IMAGE", True),
+        ("masks", "MASK", True),
+        ("captions", "STRING", True),
     ]
     assert " ".join(i.id for i in frames.inputs) == (
         "images captions masks width height buckets_step min_length max_ratio sub_image_num mirroring disable_upscale"
         " repeats names"
     )
     assert [(o.id, o.io_type, o.is_output_list) for o in frames.outputs] == [
-        ("training_images", "TRAINING_IMAGES", False), ("preview", "IMAGE", False), ("report", "STRING", False),
+        ("training_images", "TRAINING_IMAGES", False),
+        ("preview", "IMAGE", False),
+        ("report", "STRING", False),
     ]
 
 
@@ -86,7 +90,10 @@ def test_what_the_loader_gives_becomes_training_images_a_preview_and_a_report(ba
     images, masks, captions, names = LoadImageFolder.execute("cats", True, "caption file", "").args
     training_images, preview, report = bucket(images, captions, masks=masks, names=names, mirroring=True, repeats=3)
     assert [(i.frame, i.caption, i.mirrored, i.repeats) for i in training_images] == [
-        ((64, 48), "a cat", False, 3), ((64, 48), "a cat", True, 3), ((64, 48), "", False, 3), ((64, 48), "", True, 3),
+        ((64, 48), "a cat", False, 3),
+        ((64, 48), "a cat", True, 3),
+        ((64, 48), "", False, 3),
+        ((64, 48), "", True, 3),
     ]
     assert preview.shape[0] == 1 and preview.shape[3] == 3
     assert "64x48, 4 images (2 mirrored): cat.png, masked.webp" in report

@@ -211,7 +211,11 @@ def test_a_caption_is_the_text_file_then_the_caption_file_after_the_trigger_word
     (tmp_path / "c.txt").write_text("  \n")
     (tmp_path / "sub" / "a.txt").write_text("another")
     assert [image.caption for image in load(tmp_path, trigger=" sks ")] == [
-        "sks, a cat", "sks, ein Kätzchen", "sks", "sks", "sks, another",
+        "sks, a cat",
+        "sks, ein Kätzchen",
+        "sks",
+        "sks",
+        "sks, another",
     ]
     assert [image.caption for image in load(tmp_path)] == ["a cat", "ein Kätzchen", "", "", "another"]
 
@@ -246,7 +250,12 @@ def test_one_error_names_every_file_that_cannot_be_used_and_why(tmp_path, monkey
     lines = str(caught.value).splitlines()
     assert lines[0] == f"6 files in {str(tmp_path)!r} cannot be used: repair or remove them."
     assert [line.split(":")[0] for line in lines[1:]] == [
-        "- drawing.png", "- empty.webp", "- good.txt", "- half.png", "- sub/half.jpg", "- text.png",
+        "- drawing.png",
+        "- empty.webp",
+        "- good.txt",
+        "- half.png",
+        "- sub/half.jpg",
+        "- text.png",
     ]
     unknown, truncated = "no picture in a known format", "truncated"
     reasons = [unknown, "empty (0 bytes)", "not UTF-8 (byte 3 is 0xf6)", truncated, truncated, unknown]

@@ -33,27 +33,53 @@ app = web.Application()
 app.add_routes([web.get("/ws", listen), web.post("/prompt", prompt), web.get("/{any}", nothing)])
 web.run_app(app, host="127.0.0.1", port=int(sys.argv[sys.argv.index("--port") + 1]), print=None)
 """
-STEP = {"node": "7", "step": 30, "steps": 400, "loss": 0.03217, "learning_rate": 0.0005, "steps_per_second": 4.25,
-        "seconds_left": 87.1}
+STEP = {
+    "node": "7",
+    "step": 30,
+    "steps": 400,
+    "loss": 0.03217,
+    "learning_rate": 0.0005,
+    "steps_per_second": 4.25,
+    "seconds_left": 87.1,
+}
 
 
 def page(width=32, title="Blue picture"):
     """Write a picture of one colour, as the page would save it."""
     return {
         "nodes": [
-            {"id": 1, "type": "EmptyImage", "mode": 0, "inputs": [], "widgets_values": [width, 24, 1, 255],
-             "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [1]}], "properties": {}},
-            {"id": 2, "type": "SaveImage", "title": title, "mode": 0, "widgets_values": ["blue"], "outputs": [],
-             "inputs": [{"name": "images", "type": "IMAGE", "link": 1}], "properties": {}},
+            {
+                "id": 1,
+                "type": "EmptyImage",
+                "mode": 0,
+                "inputs": [],
+                "widgets_values": [width, 24, 1, 255],
+                "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [1]}],
+                "properties": {},
+            },
+            {
+                "id": 2,
+                "type": "SaveImage",
+                "title": title,
+                "mode": 0,
+                "widgets_values": ["blue"],
+                "outputs": [],
+                "inputs": [{"name": "images", "type": "IMAGE", "link": 1}],
+                "properties": {},
+            },
             {"id": 3, "type": "Note", "mode": 0, "inputs": [], "outputs": [], "widgets_values": ["for the reader"]},
         ],
-        "links": [[1, 1, 0, 2, 0, "IMAGE"]], "groups": [], "version": 0.4,
+        "links": [[1, 1, 0, 2, 0, "IMAGE"]],
+        "groups": [],
+        "version": 0.4,
     }
 
 
 def api(width=32):
-    return {"1": {"class_type": "EmptyImage", "inputs": {"width": width, "height": 24, "batch_size": 1, "color": 255}},
-            "2": {"class_type": "SaveImage", "inputs": {"filename_prefix": "blue", "images": ["1", 0]}}}
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": {"width": width, "height": 24, "batch_size": 1, "color": 255}},
+        "2": {"class_type": "SaveImage", "inputs": {"filename_prefix": "blue", "images": ["1", 0]}},
+    }
 
 
 def test_a_page_becomes_what_the_server_takes(server):
@@ -77,15 +103,19 @@ def test_events_come_with_the_title_of_their_node(server):
 
 
 def test_texts_of_output_nodes_are_returned(server):
-    workflow = {"1": {"class_type": "PrimitiveString", "inputs": {"value": "hello"}},
-                "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}}
+    workflow = {
+        "1": {"class_type": "PrimitiveString", "inputs": {"value": "hello"}},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+    }
     assert run_workflow(server, workflow) == [Output("2", "PreviewAny", [], ["hello"])]
 
 
 def test_a_node_that_fails_is_named_with_its_message(server):
     (server.base / "input" / "broken.png").write_text("no picture")
-    workflow = {"1": {"class_type": "LoadImage", "inputs": {"image": "broken.png"}, "_meta": {"title": "My photo"}},
-                "2": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x", "images": ["1", 0]}}}
+    workflow = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "broken.png"}, "_meta": {"title": "My photo"}},
+        "2": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x", "images": ["1", 0]}},
+    }
     with pytest.raises(ToolError, match=r"^My photo failed: .*broken\.png"):
         run_workflow(server, workflow)
     assert run_workflow(server, page()), "the server takes the next workflow"
@@ -113,25 +143,35 @@ def test_a_workflow_with_one_bad_output_of_two_is_refused(server):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
 def test_ctrl_c_interrupts_the_workflow(server, tmp_path):
-    chain = {str(n): {"class_type": "ImageBlur", "inputs": {"image": [str(n - 1), 0], "blur_radius": 31, "sigma": 5.0}}
-             for n in range(2, 60)}
+    chain = {
+        str(n): {"class_type": "ImageBlur", "inputs": {"image": [str(n - 1), 0], "blur_radius": 31, "sigma": 5.0}}
+        for n in range(2, 60)
+    }
     end = {"60": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x", "images": ["59", 0]}}}
     workflow = api(1500) | chain | end
     workflow["1"]["inputs"]["height"] = 1500
     (tmp_path / "slow.json").write_text(json.dumps(workflow))
-    code = ("import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom tools.server import Server\n"
-            "from tools.runner import load_workflow, run_workflow\n"
-            "server = Server(Path(), Path(), port=int(sys.argv[2]))\n"
-            "run_workflow(server, load_workflow(Path(sys.argv[3])), lambda event, *_: print(event, flush=True))")
-    runner = subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(server.port), str(tmp_path / "slow.json")],
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom tools.server import Server\n"
+        "from tools.runner import load_workflow, run_workflow\n"
+        "server = Server(Path(), Path(), port=int(sys.argv[2]))\n"
+        "run_workflow(server, load_workflow(Path(sys.argv[3])), lambda event, *_: print(event, flush=True))"
+    )
+    runner = subprocess.Popen(
+        [sys.executable, "-c", code, str(ROOT), str(server.port), str(tmp_path / "slow.json")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     while runner.stdout.readline().strip() != "executing":
         assert runner.poll() is None
     os.kill(runner.pid, signal.SIGINT)
     runner.communicate(timeout=60)
     assert runner.returncode != 0
     assert run_workflow(server, page()), "the server is free for the next workflow"
-    assert [run["status"]["messages"][-1][0] for run in server.get("/history").values()].count("execution_interrupted") == 1
+    assert [run["status"]["messages"][-1][0] for run in server.get("/history").values()].count(
+        "execution_interrupted"
+    ) == 1
 
 
 def test_a_server_that_dies_in_the_middle_shows_the_end_of_its_log(tmp_path):
@@ -155,8 +195,9 @@ def test_a_workflow_file_that_is_none_is_named(tmp_path):
 
 
 def test_a_training_step_is_one_line():
-    assert training_line("Train LoRA", STEP) == ("Train LoRA: step 30/400, loss 0.0322, learning rate 5.00e-04, "
-                                                 "4.25 steps/s, 1:27 left")
+    assert training_line("Train LoRA", STEP) == (
+        "Train LoRA: step 30/400, loss 0.0322, learning rate 5.00e-04, 4.25 steps/s, 1:27 left"
+    )
 
 
 class Terminal(io.StringIO):
@@ -201,6 +242,11 @@ def test_without_a_terminal_there_is_a_line_every_few_seconds():
 
 
 def test_outputs_are_printed_under_their_titles(capsys, tmp_path):
-    print_outputs([Output("1", "Save LoRA", [], ["/x/star.safetensors"]), Output("2", "Nothing", [], []),
-                   Output("3", "Before and after", [tmp_path / "a.png"], [])])
+    print_outputs(
+        [
+            Output("1", "Save LoRA", [], ["/x/star.safetensors"]),
+            Output("2", "Nothing", [], []),
+            Output("3", "Before and after", [tmp_path / "a.png"], []),
+        ]
+    )
     assert capsys.readouterr().out == f"Save LoRA:\n  /x/star.safetensors\nBefore and after:\n  {tmp_path / 'a.png'}\n"

@@ -66,10 +66,14 @@ def test_a_server_that_does_not_listen_to_a_polite_word_is_killed(tmp_path, monk
 
 def test_the_server_ends_when_the_program_that_started_it_is_killed(tmp_path):
     (tmp_path / "main.py").write_text(ANSWERS)
-    code = ("import sys, time; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom tools.server import Server\n"
-            "folder = Path(sys.argv[2])\n"
-            "with Server(folder, folder / 'base') as s: print(s.port, flush=True); time.sleep(600)")
-    starter = subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom tools.server import Server\n"
+        "folder = Path(sys.argv[2])\n"
+        "with Server(folder, folder / 'base') as s: print(s.port, flush=True); time.sleep(600)"
+    )
+    starter = subprocess.Popen(
+        [sys.executable, "-c", code, str(ROOT), str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     port = int(starter.stdout.readline())
     assert answers(port)
     starter.kill()
@@ -88,11 +92,29 @@ def test_serve_prints_the_address_and_ends_with_its_signal(tmp_path):
         (tmp_path / name).mkdir()
     for name, content in (("main.py", ANSWERS), ("nodes.py", ""), ("comfy/sd.py", "")):
         (tmp_path / name).write_text(content)
-    code = ("import sys; sys.path.insert(0, sys.argv.pop(1))\nimport dev\ndev.prepare_base = lambda *_: None\n"
-            "sys.exit(dev.main())")
-    started = subprocess.Popen([sys.executable, "-c", code, str(ROOT), "serve", "--comfyui", str(tmp_path), "--port", "0",
-                                "--base", str(tmp_path / "base")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env=os.environ | {"TRAINTRAIN_HOST": str(tmp_path / "host")})
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1))\nimport dev\ndev.prepare_base = lambda *_: None\n"
+        "sys.exit(dev.main())"
+    )
+    started = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            code,
+            str(ROOT),
+            "serve",
+            "--comfyui",
+            str(tmp_path),
+            "--port",
+            "0",
+            "--base",
+            str(tmp_path / "base"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TRAINTRAIN_HOST": str(tmp_path / "host")},
+    )
     assert started.stdout.readline() == "ComfyUI starts ...\n"
     line = started.stdout.readline()
     assert line.startswith("ComfyUI answers at http://127.0.0.1:")

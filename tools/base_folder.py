@@ -13,24 +13,53 @@ from .host import ROOT, Host, python_command
 from .stages import Stage, complete, replace_folder
 from .terminal import StatusLine
 
-FOLDERS = ["custom_nodes", "models/checkpoints", "models/loras", "models/vae", "models/text_encoders",
-           "models/diffusion_models", "input", "output", "temp", "user"]
+FOLDERS = [
+    "custom_nodes",
+    "models/checkpoints",
+    "models/loras",
+    "models/vae",
+    "models/text_encoders",
+    "models/diffusion_models",
+    "input",
+    "output",
+    "temp",
+    "user",
+]
 SHAPES = ROOT / "tools" / "shapes"
 CHECKPOINT = "models/checkpoints/shapes.safetensors"
-PICTURES = "input/purple_star"
+STAR = "input/purple_star"
+PAIRS = "pair_*.png"  # in input itself: Load Image lists no folders
 
 
 def prepare_base(host: Host, base: Path, status: StatusLine) -> None:
     """Bring a base folder up to date; a complete one is left as it is. Raises ToolError."""
     make_folders(base)
     weights = [SHAPES / "weights" / name for name in ("unet.safetensors", "autoencoder.safetensors")]
-    complete([
-        Stage("model", "Demonstration model", "300 MB to write", base,
-              [*weights, SHAPES / "checkpoint.py", SHAPES / "host.py"],
-              lambda: _make_checkpoint(host, base, weights), lambda: [base / CHECKPOINT], disk_mb=600),
-        Stage("pictures", "Demonstration pictures", "", base, [SHAPES / "pictures.py", SHAPES / "world.py"],
-              lambda: _make_pictures(host, base), lambda: _files(base / PICTURES), disk_mb=10),
-    ], status)
+    complete(
+        [
+            Stage(
+                "model",
+                "Demonstration model",
+                "300 MB to write",
+                base,
+                [*weights, SHAPES / "checkpoint.py", SHAPES / "host.py"],
+                lambda: _make_checkpoint(host, base, weights),
+                lambda: [base / CHECKPOINT],
+                disk_mb=600,
+            ),
+            Stage(
+                "pictures",
+                "Demonstration pictures",
+                "",
+                base,
+                [SHAPES / "pictures.py", SHAPES / "pairs.py", SHAPES / "world.py"],
+                lambda: _make_pictures(host, base),
+                lambda: _files(base / STAR) + list((base / "input").glob(PAIRS)),
+                disk_mb=10,
+            ),
+        ],
+        status,
+    )
 
 
 def make_folders(base: Path) -> None:
@@ -62,8 +91,9 @@ def _link_pack(custom_nodes: Path) -> None:
     if link.is_symlink():  # to a repository elsewhere
         link.unlink()
     if os.path.lexists(link):
-        raise ToolError(f"{link} is in the way: it is not a link to this repository. Remove it, or name another base "
-                        "folder.")
+        raise ToolError(
+            f"{link} is in the way: it is not a link to this repository. Remove it, or name another base folder."
+        )
     if sys.platform != "win32":
         link.symlink_to(ROOT, target_is_directory=True)
         return
@@ -73,20 +103,25 @@ def _link_pack(custom_nodes: Path) -> None:
 
 def _make_checkpoint(host: Host, base: Path, weights: list[Path]) -> None:
     if missing := [str(path) for path in weights if not path.is_file()]:
-        raise ToolError(f"The demonstration model's weights are missing ({', '.join(missing)}): get them back from the "
-                        "repository, or train them with tools/shapes/train.py.")
+        raise ToolError(
+            f"The demonstration model's weights are missing ({', '.join(missing)}): get them back from the "
+            "repository, or train them with tools/shapes/train.py."
+        )
     _run(host, "model", base / CHECKPOINT)
 
 
 def _make_pictures(host: Host, base: Path) -> None:
-    part = base / (PICTURES + ".part")
+    part = base / "input" / "pictures.part"
     _run(host, "pictures", part)
-    replace_folder(part, base / PICTURES)
+    for pair in part.glob(PAIRS):
+        os.replace(pair, base / "input" / pair.name)
+    replace_folder(part, base / STAR)
 
 
 def _run(host: Host, what: str, target: Path) -> None:
-    made = subprocess.run(python_command(host, "tools.demonstration", what, host.comfyui, target),
-                          capture_output=True, text=True)
+    made = subprocess.run(
+        python_command(host, "tools.demonstration", what, host.comfyui, target), capture_output=True, text=True
+    )
     if made.returncode:
         log = host.folder / "demonstration.log"
         log.parent.mkdir(parents=True, exist_ok=True)

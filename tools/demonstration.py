@@ -1,7 +1,7 @@
 """Writes the demonstration model or its pictures; runs in the host's Python.
 
-    tools.demonstration model COMFYUI FILE
-    tools.demonstration pictures COMFYUI FOLDER
+tools.demonstration model COMFYUI FILE
+tools.demonstration pictures COMFYUI FOLDER
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def write_model(path: Path) -> None:
 
 def write_pictures(folder: Path) -> None:
     """Write the pictures into a new folder."""
-    from .shapes.pictures import write
+    from .shapes import pairs, pictures
 
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    write(folder)
+    pictures.write(folder)
+    pairs.write(folder)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,10 @@ def existing_host(folder: Path, comfyui: Path, python: Path | None) -> Host:
     """Describe a ComfyUI that is there already. Raises ToolError."""
     comfyui = comfyui.expanduser().absolute()
     if not all((comfyui / name).exists() for name in ("main.py", "nodes.py", "comfy/sd.py")):
-        raise ToolError(f"--comfyui {comfyui} is no ComfyUI (main.py, nodes.py and comfy/ belong there): name the folder "
-                        "that holds its main.py.")
+        raise ToolError(
+            f"--comfyui {comfyui} is no ComfyUI (main.py, nodes.py and comfy/ belong there): name the folder "
+            "that holds its main.py."
+        )
     python = python.expanduser().absolute() if python else _python_of(comfyui)
     if not python.is_file():
         raise ToolError(f"--python {python} does not exist: name the interpreter that runs your ComfyUI.")
@@ -54,17 +56,26 @@ def existing_host(folder: Path, comfyui: Path, python: Path | None) -> Host:
 
 def require_packages(python: Path, files: list[Path]) -> None:
     """Check that every package of the requirement files is installed. Raises ToolError with the command that helps."""
-    names = {re.match(r"[\w-]+", line)[0]: file for file in files
-             for line in file.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")}
-    code = ("import importlib.metadata as m, sys\n"
-            "there = {d.metadata['Name'].lower().replace('_', '-') for d in m.distributions()}\n"
-            "print(*(n for n in sys.argv[1:] if n.lower() not in there))")
+    names = {
+        re.match(r"[\w-]+", line)[0]: file
+        for file in files
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    }
+    code = (
+        "import importlib.metadata as m, sys\n"
+        "there = {d.metadata['Name'].lower().replace('_', '-') for d in m.distributions()}\n"
+        "print(*(n for n in sys.argv[1:] if n.lower() not in there))"
+    )
     answer = subprocess.run([str(python), "-c", code, *names], capture_output=True, text=True)
     if answer.returncode:
         raise ToolError(f"{python} cannot be run: {(answer.stderr.strip() or 'it said nothing').splitlines()[-1]}")
     if missing := answer.stdout.split():
-        helps = " and ".join(f"`{python} -m pip install {install_options(file)}`"
-                             for file in files if any(names[name] == file for name in missing))
+        helps = " and ".join(
+            f"`{python} -m pip install {install_options(file)}`"
+            for file in files
+            if any(names[name] == file for name in missing)
+        )
         raise ToolError(f"{python} lacks {', '.join(missing)}: install with {helps}.")
 
 
@@ -95,8 +106,11 @@ def has_nvidia_driver() -> bool:
 
 def _python_of(comfyui: Path) -> Path:
     for folder in (comfyui, comfyui.parent):
-        for python in (interpreter(folder / "venv"), interpreter(folder / ".venv"),
-                       folder / "python_embeded" / "python.exe"):  # ComfyUI's portable build spells it like this
+        for python in (
+            interpreter(folder / "venv"),
+            interpreter(folder / ".venv"),
+            folder / "python_embeded" / "python.exe",
+        ):  # ComfyUI's portable build spells it like this
             if python.is_file():
                 return python
     return Path(sys.executable)

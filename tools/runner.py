@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -50,6 +51,41 @@ def to_api(workflow: dict, object_info: dict) -> dict:
         return convert_ui_to_api(workflow, object_info)
     except WorkflowConversionError as error:
         raise ToolError(f"The workflow cannot be converted ({error}): open and save it again in the page.") from error
+
+
+def set_values(prompt: dict, values: dict[str, Any]) -> dict:
+    """Return a workflow in API format with other values: {"NODE.INPUT": value}, NODE by its title, class or id.
+
+    None takes an input away.
+    Raises ToolError for a node or an input that is not there.
+    """
+    changed = json.loads(json.dumps(prompt))
+    for name, value in values.items():
+        node_name, _, key = name.rpartition(".")
+        nodes = [
+            node
+            for number, node in changed.items()
+            if node_name in (number, node["class_type"], _title(changed, number))
+        ]
+        if not nodes:
+            titles = ", ".join(sorted({_title(changed, number) for number in changed}))
+            raise ToolError(f"The workflow has no node {node_name!r}: it has {titles}.")
+        if any(key not in node["inputs"] for node in nodes):
+            raise ToolError(f"{node_name} has no input {key!r}: it has {', '.join(nodes[0]['inputs'])}.")
+        for node in nodes:
+            node["inputs"] |= {key: value}
+            if value is None:
+                del node["inputs"][key]
+    return changed
+
+
+def keep_outputs(prompt: dict, object_info: dict, kinds: Sequence[str]) -> dict:
+    """Return a workflow in API format without the output nodes of other classes, and so without what only they need."""
+    return {
+        number: node
+        for number, node in prompt.items()
+        if node["class_type"] in kinds or not object_info[node["class_type"]]["output_node"]
+    }
 
 
 def run_workflow(server: Server, workflow: dict, on_event: OnEvent = lambda *_: None) -> list[Output]:
@@ -121,8 +157,11 @@ def _queue(server: Server, prompt: dict, prompt_id: str, client_id: str) -> None
 
 
 def _refusal(prompt: dict, answer: dict) -> list[str]:
-    sentences = [f"{_title(prompt, node)} (node {node}): {_sentence(error)}"
-                 for node, errors in answer["node_errors"].items() for error in errors["errors"]]
+    sentences = [
+        f"{_title(prompt, node)} (node {node}): {_sentence(error)}"
+        for node, errors in answer["node_errors"].items()
+        for error in errors["errors"]
+    ]
     return ["ComfyUI does not take the workflow:", *(sentences or [_sentence(answer["error"])])]
 
 
@@ -148,7 +187,11 @@ def _title(prompt: dict, node: str) -> str:
 
 def _output(server: Server, prompt: dict, node: str, data: dict) -> Output:
     # What lies in the temporary folder is gone with the server.
-    files = [server.base / "output" / item["subfolder"] / item["filename"] for items in data.values()
-             for item in items if isinstance(item, dict) and item.get("type") == "output"]
+    files = [
+        server.base / "output" / item["subfolder"] / item["filename"]
+        for items in data.values()
+        for item in items
+        if isinstance(item, dict) and item.get("type") == "output"
+    ]
     texts = [str(text) for text in data.get("text", ())]
     return Output(node, _title(prompt, node), files, texts)

@@ -26,8 +26,9 @@ _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 class Server:
     """A running ComfyUI; use it in a `with` block, which ends when the server has stopped."""
 
-    def __init__(self, comfyui: Path, base: Path, python: Path | str = sys.executable, port: int = 0,
-                 log: Path | None = None) -> None:
+    def __init__(
+        self, comfyui: Path, base: Path, python: Path | str = sys.executable, port: int = 0, log: Path | None = None
+    ) -> None:
         """Describe the server; port 0 is any free one."""
         self.comfyui, self.base, self.python = comfyui, base, python
         self.port = port
@@ -77,8 +78,11 @@ class Server:
 
     def post(self, path: str, data: dict) -> tuple[int, Any]:
         """Send JSON; give the HTTP status and the answer, None if it is empty. Raises ToolError if nobody answers."""
-        status, body = self._ask(urllib.request.Request(f"http://{self.address}{path}", json.dumps(data).encode(),
-                                                        {"Content-Type": "application/json"}))
+        status, body = self._ask(
+            urllib.request.Request(
+                f"http://{self.address}{path}", json.dumps(data).encode(), {"Content-Type": "application/json"}
+            )
+        )
         return status, json.loads(body) if body else None
 
     def lost(self) -> ToolError:
@@ -90,24 +94,43 @@ class Server:
         if code is None:
             return ToolError(f"ComfyUI does not answer at {self.address}; its log is {self.log}.")
         tail = _COLOUR.sub("", self.log.read_text(encoding="utf-8", errors="replace")).splitlines()[-15:]
-        return ToolError("\n".join([f"ComfyUI has stopped by itself; the end of its log {self.log}:",
-                                    *(f"    {line}" for line in tail)]))
+        return ToolError(
+            "\n".join(
+                [f"ComfyUI has stopped by itself; the end of its log {self.log}:", *(f"    {line}" for line in tail)]
+            )
+        )
 
     def wait(self) -> None:
         """Return when the server has ended by itself."""
         self._process.wait()
 
     def _start(self) -> None:
-        arguments = ["--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.base),
-                     "--database-url", "sqlite:///:memory:", "--disable-auto-launch", "--disable-api-nodes",
-                     "--use-pytorch-cross-attention", *([] if has_nvidia_driver() else ["--cpu"])]
+        arguments = [
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--base-directory",
+            str(self.base),
+            "--database-url",
+            "sqlite:///:memory:",
+            "--disable-auto-launch",
+            "--disable-api-nodes",
+            "--use-pytorch-cross-attention",
+            *([] if has_nvidia_driver() else ["--cpu"]),
+        ]
         launch = Path(__file__).with_name("launch.py")
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "wb") as log:
             # A session of its own: Ctrl-C is ours to answer. The pipe tells the server when we are gone.
-            self._process = subprocess.Popen([str(self.python), str(launch), str(self.comfyui), *arguments],
-                                             stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
-                                             cwd=self.comfyui, start_new_session=True)
+            self._process = subprocess.Popen(
+                [str(self.python), str(launch), str(self.comfyui), *arguments],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.comfyui,
+                start_new_session=True,
+            )
 
     def _wait(self) -> None:
         end = time.monotonic() + _STARTS_WITHIN

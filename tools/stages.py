@@ -97,5 +97,7 @@ def _check_disk_space(stages: Sequence[Stage]) -> None:
     folder = stages[0].folder
     needed, free = sum(stage.disk_mb for stage in stages), shutil.disk_usage(folder).free // 2**20
     if free < needed:
-        raise ToolError(f"{folder} has {free} MB of free disk space, and the set-up needs {needed} MB: make room, or name "
-                        "a folder on another disk with the environment variable TRAINTRAIN_HOST.")
+        raise ToolError(
+            f"{folder} has {free} MB of free disk space, and the set-up needs {needed} MB: make room, or name "
+            "a folder on another disk with the environment variable TRAINTRAIN_HOST."
+        )

@@ -21,7 +21,7 @@ class StatusLine:
     def show(self, text: str) -> None:
         """Replace the line by `text`."""
         if self.stream.isatty():
-            text = text[:shutil.get_terminal_size().columns - 1]
+            text = text[: shutil.get_terminal_size().columns - 1]
             self._write("\r" + text.ljust(self._shown))
             self._shown = len(text)
         elif self._seconds() - self._last >= self.interval:

@@ -135,7 +135,11 @@ def _pair_up(
     given = {"captions": captions, "masks": images if masks is None else masks, "names": names}
     problems = [f"{len(values)} {kind}" for kind, values in given.items() if len(values) != count]
     if not count or problems:
-        raise ValueError(f"There are {count} images but {' and '.join(problems)}: wire as many of each." if problems else "There are no images.")
+        raise ValueError(
+            f"There are {count} images but {' and '.join(problems)}: wire as many of each."
+            if problems
+            else "There are no images."
+        )
     sources = [
         TrainingImage(pixels, caption, None, name, (pixels.shape[1], pixels.shape[0]), repeats=config.repeats)
         for pixels, caption, name in zip(images, captions, names)
@@ -209,3 +213,11 @@ def mask_at(mask: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
     if not small.any():
         small = F.adaptive_max_pool2d(mask[None, None].float(), latent.shape[-2:])
     return small[0, 0].to(latent.device)
+
+
+def stack_masks(batch: Sequence[TrainingExample]) -> torch.Tensor | None:
+    """Return the masks of a batch (B, h, w), or None where all of every example counts."""
+    if all(example.mask is None for example in batch):
+        return None
+    full = torch.ones(batch[0].latent.shape[-2:], device=batch[0].latent.device)
+    return torch.stack([full if example.mask is None else example.mask for example in batch])

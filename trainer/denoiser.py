@@ -51,6 +51,12 @@ class Parameterization(Protocol):
     def target(self, x_t: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Return what the network should predict at x_t if the clean latents are x0."""
 
+    def scale_noise(self, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """Return the x_t made of noise alone that reaches the network at unit variance."""
+
+    def slope(self, x_t: torch.Tensor, prediction: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """Return dx_t / dsigma, along which sampling goes from noise to picture (Karras et al. 2022, arXiv 2206.00364)."""
+
     def min_snr_weight(self, sigma: torch.Tensor, gamma: float) -> torch.Tensor:
         """Return the loss weight (B,) of min-SNR (Hang et al. 2023, arXiv 2303.09556) in prediction space."""
 
@@ -62,6 +68,12 @@ class NoisePrediction:
 
     def target(self, x_t, x0, sigma):
         return (x_t - x0) / match_dims(sigma, x_t)
+
+    def scale_noise(self, noise, sigma):
+        return noise * (match_dims(sigma, noise) ** 2 + 1).sqrt()
+
+    def slope(self, x_t, prediction, sigma):
+        return prediction
 
     def min_snr_weight(self, sigma, gamma):
         snr = sigma**-2
@@ -77,6 +89,13 @@ class VPrediction:
         sigma = match_dims(sigma, x_t)
         return (x_t / (sigma**2 + 1) - x0) * (sigma**2 + 1).sqrt() / sigma
 
+    def scale_noise(self, noise, sigma):
+        return noise * (match_dims(sigma, noise) ** 2 + 1).sqrt()
+
+    def slope(self, x_t, prediction, sigma):
+        sigma = match_dims(sigma, x_t)
+        return (x_t * sigma / (sigma**2 + 1).sqrt() + prediction) / (sigma**2 + 1).sqrt()
+
     def min_snr_weight(self, sigma, gamma):
         snr = sigma**-2
         return snr.clamp(max=gamma) / (snr + 1)
@@ -89,6 +108,12 @@ class FlowPrediction:
 
     def target(self, x_t, x0, sigma):
         return (x_t - x0) / match_dims(sigma, x_t)
+
+    def scale_noise(self, noise, sigma):
+        return noise
+
+    def slope(self, x_t, prediction, sigma):
+        return prediction
 
     def min_snr_weight(self, sigma, gamma):
         return torch.ones_like(sigma)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +67,29 @@ def load_folder(
     if problems:
         raise ValueError(_explain_problems(folder, problems))
     return [image for image in loaded if image is not None]
+
+
+def pair_by_suffix(images: Sequence[LoadedImage], suffix: str) -> list[tuple[LoadedImage, LoadedImage]]:
+    """Pair each picture NAME with NAME<suffix> of its folder, of whatever format: (original, target).
+
+    Raises ValueError naming every picture without a partner and every pair of two sizes.
+    """
+    if not suffix:
+        raise ValueError("The suffix is empty: write what the names of the targets end with, as in _target.")
+    originals = {image.path.with_suffix(""): image for image in images if not image.path.stem.endswith(suffix)}
+    targets = {
+        image.path.with_name(image.path.stem.removesuffix(suffix)): image
+        for image in images
+        if image.path.stem.endswith(suffix)
+    }
+    alone = sorted(str((originals | targets)[key].path.name) for key in originals.keys() ^ targets.keys())
+    if alone:
+        raise ValueError(f"No partner by the suffix {suffix!r} for {', '.join(alone)}: name the target NAME{suffix}.")
+    pairs = [(image, targets[key]) for key, image in originals.items()]
+    wrong = [f"{a.path.name} and {b.path.name}" for a, b in pairs if a.pixels.shape != b.pixels.shape]
+    if wrong:
+        raise ValueError(f"The pictures of a pair must be of one size, and these are not: {'; '.join(wrong)}.")
+    return pairs
 
 
 def fingerprint_folder(folder: Path, include_subfolders: bool) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import torch
 
 from .config import TrainingConfig
 from .denoiser import TIMESTEPS, Denoiser
 
 
-def draw_noise_like(x0: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """Draw Gaussian noise of unit variance, shaped like the latents, on their device."""
-    return torch.randn(x0.shape, generator=rng, device=x0.device, dtype=torch.float32)
+def draw_noise(shape: Sequence[int], rng: torch.Generator) -> torch.Tensor:
+    """Draw Gaussian noise of unit variance on the generator's device."""
+    return torch.randn(shape, generator=rng, device=rng.device, dtype=torch.float32)
 
 
 def draw_sigma(model: Denoiser, batch: int, config: TrainingConfig, rng: torch.Generator) -> torch.Tensor:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import ast
 import inspect
-from typing import Any, Callable
+from importlib import import_module
+from typing import Any, Callable, TypeVar
 
 import torch
 from torch.optim import Optimizer, lr_scheduler
 
 from .config import TrainingConfig
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}
+# name -> module and class; imported when chosen, for pytorch_optimizer takes seconds
+OPTIMIZERS = {
+    "AdamW": ("torch.optim", "AdamW"),
+    "Adam": ("torch.optim", "Adam"),
+    "CAME": ("pytorch_optimizer", "CAME"),
+}
+
+T = TypeVar("T")
 
 # Each takes the optimizer, the updates after warm-up and the user's settings.
 SCHEDULES: dict[str, Callable[..., lr_scheduler.LRScheduler]] = {
@@ -29,7 +37,8 @@ SCHEDULES: dict[str, Callable[..., lr_scheduler.LRScheduler]] = {
 
 def create_optimizer(config: TrainingConfig, parameters: list[torch.Tensor]) -> Optimizer:
     """Create the config's optimizer. Raises ValueError for an unknown name or setting."""
-    kind = _named("optimizer", config.optimizer, OPTIMIZERS)
+    module, name = _named("optimizer", config.optimizer, OPTIMIZERS)
+    kind = getattr(import_module(module), name)
     settings = read_settings("optimizer_settings", config.optimizer_settings)
     _check_known("optimizer_settings", settings, kind, leave_out=("params", "lr"))
     return kind(parameters, lr=config.learning_rate, **settings)
@@ -78,7 +87,7 @@ def _split_pairs(text: str) -> list[str]:
     return [pair.strip() for pair in pairs if pair.strip()]
 
 
-def _named(what: str, name: str, known: dict[str, Callable]) -> Callable:
+def _named(what: str, name: str, known: dict[str, T]) -> T:
     if name not in known:
         raise ValueError(f"There is no {what} {name!r}: choose one of {', '.join(known)}.")
     return known[name]

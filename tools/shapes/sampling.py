@@ -48,4 +48,5 @@ def draw(
 
 
 def _encode(clip: Any, prompts: Sequence[str]) -> torch.Tensor:
-    return torch.cat([clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in prompts])
+    encoded = {prompt: clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in dict.fromkeys(prompts)}
+    return torch.cat([encoded[prompt] for prompt in prompts])

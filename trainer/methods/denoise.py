@@ -7,10 +7,10 @@ from typing import Iterator, Sequence
 import torch
 
 from ..config import TrainingConfig
-from ..data import TrainingExample
+from ..data import TrainingExample, stack_masks
 from ..denoiser import Denoiser
 from ..network import LoRANetwork
-from ..noise import draw_noise_like, draw_sigma
+from ..noise import draw_noise, draw_sigma
 from . import StepOutput
 
 
@@ -32,13 +32,6 @@ class Denoise:
         batch = [self.examples[i] for i in next(self.batches)]
         x0 = torch.stack([example.latent for example in batch])
         sigma = draw_sigma(model, len(batch), self.config, rng)
-        x_t = model.add_noise(x0, draw_noise_like(x0, rng), sigma)
+        x_t = model.add_noise(x0, draw_noise(x0.shape, rng), sigma)
         prediction = model.predict(x_t, sigma, [example.conditioning for example in batch])
-        return StepOutput(prediction, model.parameterization.target(x_t, x0, sigma), sigma, _stack_masks(batch))
-
-
-def _stack_masks(batch: Sequence[TrainingExample]) -> torch.Tensor | None:
-    if all(example.mask is None for example in batch):
-        return None
-    full = torch.ones(batch[0].latent.shape[-2:], device=batch[0].latent.device)
-    return torch.stack([full if example.mask is None else example.mask for example in batch])
+        return StepOutput(prediction, model.parameterization.target(x_t, x0, sigma), sigma, stack_masks(batch))

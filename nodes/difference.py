@@ -1,0 +1,131 @@
+"""Train Copy Machine and Train Difference: what one picture has and another has not becomes a LoRA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..trainer import presets
+from ..trainer.config import NetworkConfig, TrainingConfig
+from ..trainer.data import TrainingExample
+from ..trainer.files import PICTURE_SIZE
+from ..trainer.methods.denoise import Denoise
+from . import host
+from .files import LoRAModel
+from .training import (
+    configs,
+    draw_batches,
+    lora_outputs,
+    model_input,
+    size_of,
+    train_on_model,
+    training_inputs,
+    vae_input,
+)
+
+
+class TrainCopyMachine(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TrainTrain_TrainCopyMachine",
+            display_name="Train Copy Machine",
+            category="TrainTrain",
+            description="Teaches the model one picture until it draws nothing else: the first half of a difference.",
+            search_aliases=["copier", "copy machine", "difference", "overfit", "slider"],
+            inputs=[
+                model_input("teach"),
+                vae_input(),
+                io.Image.Input("image", tooltip="The picture without what is to be learned. One, 512 or 1024 pixels."),
+                io.Conditioning.Input(
+                    "conditioning",
+                    tooltip="What both pictures have in common, in words; not what they differ in.",
+                ),
+                *training_inputs(
+                    presets.COPY_MACHINE,
+                    "500; until every sample is the picture.",
+                    "5e-4 is usual.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output("model", tooltip="The copy machine itself: sample it to see whether it is done."),
+                *lora_outputs("Goes into copy_machine of Train Difference, or into Save LoRA to be used again."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, vae, image, conditioning, network=None, settings=None, **training) -> io.NodeOutput:
+        network, config = configs(presets.COPY_MACHINE, network, settings, training)
+        return io.NodeOutput(*_train_on_picture(cls, model, model, vae, image, conditioning, network, config))
+
+
+class TrainDifference(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TrainTrain_TrainDifference",
+            display_name="Train Difference",
+            category="TrainTrain",
+            description="With a copy machine of one picture on the model, learns a second picture: the LoRA holds what differs.",
+            search_aliases=["difference", "copier", "slider", "before after", "image pair"],
+            inputs=[
+                model_input("teach"),
+                vae_input(),
+                io.Image.Input("image", tooltip="The picture with what is to be learned, as large as the first one."),
+                io.Conditioning.Input("conditioning", tooltip="The same prompt as for the copy machine."),
+                LoRAModel.Input("copy_machine", tooltip="The lora of Train Copy Machine, or a saved one by Load LoRA."),
+                *training_inputs(
+                    presets.DIFFERENCE, "500; fewer if more than the difference changes.", "1e-4 is usual."
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    "model", tooltip="The model with the difference alone on it, without the copy machine."
+                ),
+                *lora_outputs(),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, vae, image, conditioning, copy_machine, network=None, settings=None, **training
+    ) -> io.NodeOutput:
+        network, config = configs(presets.DIFFERENCE, network, settings, training)
+        _check_same_size(image, copy_machine)
+        copying = host.with_lora(model, copy_machine)
+        return io.NodeOutput(*_train_on_picture(cls, model, copying, vae, image, conditioning, network, config))
+
+
+def _train_on_picture(
+    node: type[io.ComfyNode],
+    model: Any,
+    trained_on: Any,
+    vae: Any,
+    image: torch.Tensor,
+    conditioning: list,
+    network: NetworkConfig,
+    config: TrainingConfig,
+) -> tuple:
+    """Train on one picture and one or more phrasings of its prompt."""
+    if len(image) != 1:
+        raise ValueError(f"{len(image)} pictures were given and one is learned: pick one with ImageFromBatch.")
+    host.check_network(model, network)
+    (latent,) = host.encode_images(vae, model, [image[0, :, :, :3]])
+    examples = [TrainingExample(latent, prompt) for prompt in host.read_conditioning(conditioning)]
+    batches = draw_batches(examples, config, [config.batch_size] * len(examples))
+    method, labels = Denoise(examples, batches, config), {PICTURE_SIZE: size_of(image[0])}
+    return train_on_model(node, model, network, config, method, trained_on, labels)
+
+
+def _check_same_size(image: torch.Tensor, copy_machine: dict[str, torch.Tensor]) -> None:
+    """Raise ValueError if the copy machine is known to copy a picture of another size."""
+    copied = getattr(copy_machine, "metadata", {}).get(PICTURE_SIZE)
+    if copied not in (None, size_of(image[0])):
+        raise ValueError(
+            f"The copy machine has learned a picture of {copied} and this one is {size_of(image[0])}: the two must be of "
+            "one size, so scale or crop one of them."
+        )

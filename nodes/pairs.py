@@ -1,0 +1,76 @@
+"""Load Image Pairs: a folder of pictures before and after, for ADDifT."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..trainer.buckets import BucketConfig
+from ..trainer.data import TrainingImage, fill_buckets
+from ..trainer.images import LoadedImage, load_folder, pair_by_suffix
+from .images import LoadImageFolder, find_folder, folder_inputs, frame_inputs
+
+
+class LoadImagePairs(io.ComfyNode):
+    """Reads the pairs of a folder and crops both pictures of each alike."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TrainTrain_LoadImagePairs",
+            display_name="Load Image Pairs",
+            category="TrainTrain",
+            description="Loads pictures before and after from a folder: NAME.png and NAME_target.png. Each output is a list.",
+            search_aliases=["image pairs", "before after", "multi-addift", "dataset", "difference"],
+            inputs=[
+                *folder_inputs(),
+                io.String.Input(
+                    "suffix",
+                    default="_target",
+                    tooltip="What the name of a target has more than its original's: cat.png and cat_target.png.",
+                ),
+                *frame_inputs(),
+            ],
+            outputs=[
+                io.Image.Output("originals", is_output_list=True, tooltip="The pictures without the suffix, cropped."),
+                io.Image.Output(
+                    "targets", is_output_list=True, tooltip="Their partners in the same order, cropped alike."
+                ),
+                io.String.Output(
+                    "captions", is_output_list=True, tooltip="One caption per pair: that of its original."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        folder: str,
+        include_subfolders: bool,
+        captions: str,
+        trigger_word: str,
+        suffix: str,
+        width: int,
+        height: int,
+        buckets_step: int,
+        min_length: int,
+        max_ratio: float,
+    ) -> io.NodeOutput:
+        loaded = load_folder(find_folder(folder), include_subfolders, captions, trigger_word)
+        frames = BucketConfig(width, height, buckets_step, min_length, max_ratio)
+        originals, targets = ([_crop(image, frames) for image in side] for side in zip(*pair_by_suffix(loaded, suffix)))
+        return io.NodeOutput(
+            [image.pixels[None] for image in originals],
+            [image.pixels[None] for image in targets],
+            [image.caption for image in originals],
+        )
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, folder: str | None = None, include_subfolders: bool | None = None, **unused: object
+    ) -> str:
+        return LoadImageFolder.fingerprint_inputs(folder, include_subfolders)
+
+
+def _crop(image: LoadedImage, frames: BucketConfig) -> TrainingImage:
+    (cropped,) = fill_buckets([image.pixels], [image.caption], None, frames, [image.path.name])
+    return cropped

@@ -1,0 +1,94 @@
+"""Pairs of pictures that differ in one thing, what they show, and what tells whether a picture has that thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .classify import NEAR, classify
+from .world import BACKGROUNDS, COLOURS, NEW_COLOURS, SHAPES, SIZE, Scene
+
+ORIGINAL = Scene("red", "circle", "white", radius=18)
+BAR = 10  # pixels from the lower edge: the part that the model has no word for
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures and their questions.
+
+    caption: what both show, in words
+    has: tells whether a picture has what the target has more
+    cleaned: takes the difference out of a picture for the classifier
+    prompts: that do not name the difference, each with its scene
+    kept: the attributes of the scene that the prompt names
+    """
+
+    original: Image.Image
+    target: Image.Image
+    caption: str
+    has: Callable[[Image.Image], bool]
+    cleaned: Callable[[Image.Image], Image.Image]
+    prompts: list[tuple[str, Scene]]
+    kept: tuple[str, ...]
+
+
+def has_bar(image: Image.Image) -> bool:
+    """Tell whether a purple bar lies along the lower edge."""
+    strip = np.asarray(image.convert("RGB"), dtype=np.float32)[-BAR + 2 :].reshape(-1, 3)
+    return bool(np.linalg.norm(np.median(strip, axis=0) - NEW_COLOURS["purple"]) < NEAR)
+
+
+def without_bar(image: Image.Image) -> Image.Image:
+    """Paint the background over the place of the bar, for the classifier."""
+    pixels = np.asarray(image.convert("RGB")).copy()
+    pixels[-BAR - 4 :] = np.median(pixels[0], axis=0)
+    return Image.fromarray(pixels)
+
+
+def _with_bar(image: Image.Image) -> Image.Image:
+    drawn = image.copy()
+    ImageDraw.Draw(drawn).rectangle((0, SIZE - BAR, SIZE, SIZE), fill=NEW_COLOURS["purple"])
+    return drawn
+
+
+PAIRS = {
+    "background": Pair(
+        ORIGINAL.draw(),
+        replace(ORIGINAL, background="black").draw(),
+        "a red circle",
+        lambda image: classify(image).background == "black",
+        lambda image: image,
+        [(f"a {c} {s}", Scene(c, s, "white")) for c in COLOURS for s in SHAPES],
+        ("colour", "shape"),
+    ),
+    "colour": Pair(
+        ORIGINAL.draw(),
+        replace(ORIGINAL, colour="blue").draw(),
+        "a circle on a white background",
+        lambda image: classify(image).colour == "blue",
+        lambda image: image,
+        [(f"a {s} on a {b} background", Scene("red", s, b)) for s in SHAPES for b in BACKGROUNDS],
+        ("shape", "background"),
+    ),
+    "part": Pair(
+        ORIGINAL.draw(),
+        _with_bar(ORIGINAL.draw()),
+        "a red circle on a white background",
+        has_bar,
+        without_bar,
+        [(s.caption(), s) for s in (Scene(c, s, b) for c in COLOURS for s in SHAPES for b in BACKGROUNDS)],
+        ("colour", "shape", "background"),
+    ),
+}
+
+
+def write(folder: Path) -> None:
+    """Write each pair as `pair_NAME.png` and `pair_NAME_target.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, pair in PAIRS.items():
+        pair.original.save(folder / f"pair_{name}.png")
+        pair.target.save(folder / f"pair_{name}_target.png")
