@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..trainer import presets
 from ..trainer.data import TrainingExample, mask_at
 from ..trainer.denoiser import Conditioning
+from ..trainer.files import METHOD
 from ..trainer.methods.addift import ADDifT, ExamplePair
 from . import host
 from .training import (
@@ -115,7 +116,7 @@ class TrainADDifT(io.ComfyNode):
         pairs = _encode_pairs(model, vae, *(reversed(sides) if swap else sides), masked)
         batches = draw_batches([pair.target for pair in pairs], config)
         method = ADDifT(pairs, batches, bands, alternation, config)
-        return io.NodeOutput(*train_on_model(cls, model, network, config, method))
+        return io.NodeOutput(*train_on_model(cls, model, network, config, method, {METHOD: "ADDifT"}))
 
 
 def _encode_pairs(

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..trainer import presets
 from ..trainer.config import NetworkConfig, TrainingConfig
 from ..trainer.data import TrainingExample
-from ..trainer.files import PICTURE_SIZE
+from ..trainer.files import METHOD, PICTURE_SIZE
 from ..trainer.methods.denoise import Denoise
 from . import host
 from .files import LoRAModel
@@ -41,7 +41,8 @@ class TrainCopyMachine(io.ComfyNode):
                 io.Image.Input("image", tooltip="The picture without what is to be learned. One, 512 or 1024 pixels."),
                 io.Conditioning.Input(
                     "conditioning",
-                    tooltip="What both pictures have in common, in words; not what they differ in.",
+                    tooltip="What both pictures have in common, in words; not what they differ in. Several prompts, joined by "
+                    "Conditioning (Combine), make it copy whatever is asked.",
                 ),
                 *training_inputs(
                     presets.COPY_MACHINE,
@@ -59,7 +60,9 @@ class TrainCopyMachine(io.ComfyNode):
     @classmethod
     def execute(cls, model, vae, image, conditioning, network=None, settings=None, **training) -> io.NodeOutput:
         network, config = configs(presets.COPY_MACHINE, network, settings, training)
-        return io.NodeOutput(*_train_on_picture(cls, model, model, vae, image, conditioning, network, config))
+        return io.NodeOutput(
+            *_train_on_picture(cls, "copy machine", model, model, vae, image, conditioning, network, config)
+        )
 
 
 class TrainDifference(io.ComfyNode):
@@ -97,11 +100,14 @@ class TrainDifference(io.ComfyNode):
         network, config = configs(presets.DIFFERENCE, network, settings, training)
         _check_same_size(image, copy_machine)
         copying = host.with_lora(model, copy_machine)
-        return io.NodeOutput(*_train_on_picture(cls, model, copying, vae, image, conditioning, network, config))
+        return io.NodeOutput(
+            *_train_on_picture(cls, "difference", model, copying, vae, image, conditioning, network, config)
+        )
 
 
 def _train_on_picture(
     node: type[io.ComfyNode],
+    name: str,
     model: Any,
     trained_on: Any,
     vae: Any,
@@ -117,8 +123,8 @@ def _train_on_picture(
     (latent,) = host.encode_images(vae, model, [image[0, :, :, :3]])
     examples = [TrainingExample(latent, prompt) for prompt in host.read_conditioning(conditioning)]
     batches = draw_batches(examples, config, [config.batch_size] * len(examples))
-    method, labels = Denoise(examples, batches, config), {PICTURE_SIZE: size_of(image[0])}
-    return train_on_model(node, model, network, config, method, trained_on, labels)
+    method, labels = Denoise(examples, batches, config), {METHOD: name, PICTURE_SIZE: size_of(image[0])}
+    return train_on_model(node, model, network, config, method, labels, trained_on)
 
 
 def _check_same_size(image: torch.Tensor, copy_machine: dict[str, torch.Tensor]) -> None:

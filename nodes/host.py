@@ -142,7 +142,7 @@ def train_lora(
     method: Method,
     on_step: OnStep,
     keep: Callable[[LoRAWeights], object],
-    labels: dict[str, str] | None = None,
+    labels: dict[str, str],
 ) -> tuple[LoRAWeights, list[float]]:
     """Train a new LoRA for a MODEL by a method; return its weights and the loss of each step.
 
@@ -154,7 +154,7 @@ def train_lora(
 
         def trained() -> LoRAWeights:
             metadata = training_metadata(network_config, config, _base_model(patcher), started)
-            return LoRAWeights(network.weights(), {**metadata, **(labels or {})})
+            return LoRAWeights(network.weights(), {**metadata, **labels})
 
         try:
             losses = train(model, network, method, config, on_step)

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..trainer import presets
 from ..trainer.data import TrainingExample, TrainingImage, mask_at
 from ..trainer.denoiser import Conditioning
+from ..trainer.files import METHOD
 from ..trainer.methods.denoise import Denoise
 from ..trainer.methods.ileco import ILECO
 from . import host
@@ -55,7 +56,9 @@ class TrainLoRA(io.ComfyNode):
         host.check_network(model, network)
         examples = _encode_examples(model, clip, vae, training_images)
         batches = draw_batches(examples, config, [image.repeats for image in training_images])
-        trained, lora, loss = train_on_model(cls, model, network, config, Denoise(examples, batches, config))
+        trained, lora, loss = train_on_model(
+            cls, model, network, config, Denoise(examples, batches, config), {METHOD: "LoRA"}
+        )
         return io.NodeOutput(trained, clip.clone(), lora, loss)
 
 
@@ -135,7 +138,7 @@ class TrainILECO(io.ComfyNode):
         pairs = _pair_prompts(host.read_conditioning(original), host.read_conditioning(target))
         preserved = host.read_conditioning(preserve) if preserve else []
         method = ILECO(pairs, preserved, host.latent_shape(model, width, height), denoise_steps, guidance, config)
-        return io.NodeOutput(*train_on_model(cls, model, network, config, method))
+        return io.NodeOutput(*train_on_model(cls, model, network, config, method, {METHOD: "iLECO"}))
 
 
 def _side_input(name: str) -> io.Input:

@@ -100,16 +100,15 @@ def train_on_model(
     network: NetworkConfig,
     config: TrainingConfig,
     method: Method,
+    labels: dict[str, str],
     trained_on: Any = None,
-    labels: dict[str, str] | None = None,
 ) -> tuple[Any, dict[str, torch.Tensor], dict[str, list[float]]]:
     """Train a LoRA and return the model with it, the LoRA and its losses.
 
-    trained_on: the model as it is in training, if not bare
     labels: what the LoRA's file shall say beside the settings
+    trained_on: the model as it is in training, if not bare
     """
     progress = TrainingProgress(node.hidden.unique_id, config.steps)
-    labels = {"traintrain_method": node.get_schema().display_name, **(labels or {})}
     lora, losses = host.train_lora(trained_on or model, network, config, method, progress, keep_unfinished, labels)
     return host.with_lora(model, lora), lora, {"loss": losses}
 

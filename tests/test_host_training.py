@@ -50,7 +50,7 @@ def run_training(
         [e.latent.shape for e in examples], config.batch_size, torch.Generator().manual_seed(config.seed)
     )
     with torch.inference_mode():
-        return host.train_lora(model, network, config, Denoise(examples, batches, config), on_step, keep)
+        return host.train_lora(model, network, config, Denoise(examples, batches, config), on_step, keep, {})
 
 
 @pytest.fixture(scope="module")

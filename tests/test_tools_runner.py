@@ -11,7 +11,7 @@ import pytest
 from pack.tools.errors import ToolError
 from pack.tools.host import ROOT
 from pack.tools.run import Follower, print_outputs, training_line
-from pack.tools.runner import Output, load_workflow, run_workflow, to_api
+from pack.tools.runner import Output, keep_outputs, load_workflow, run_workflow, set_values, to_api
 from pack.tools.server import Server
 from pack.tools.terminal import StatusLine
 
@@ -80,6 +80,44 @@ def api(width=32):
         "1": {"class_type": "EmptyImage", "inputs": {"width": width, "height": 24, "batch_size": 1, "color": 255}},
         "2": {"class_type": "SaveImage", "inputs": {"filename_prefix": "blue", "images": ["1", 0]}},
     }
+
+
+PROMPT = {
+    "3": {"class_type": "KSampler", "inputs": {"steps": 20, "seed": 1}, "_meta": {"title": "Before"}},
+    "4": {"class_type": "KSampler", "inputs": {"steps": 20, "seed": 1}, "_meta": {"title": "After"}},
+    "5": {"class_type": "SaveImage", "inputs": {"images": ["4", 0]}},
+}
+
+
+@pytest.mark.parametrize(
+    "name, expected", [("Before.steps", [5, 20]), ("4.steps", [20, 5]), ("KSampler.steps", [5, 5])]
+)
+def test_values_are_set_by_title_class_or_id(name, expected):
+    changed = set_values(PROMPT, {name: 5})
+    assert [changed[node]["inputs"]["steps"] for node in "34"] == expected
+    assert PROMPT["3"]["inputs"]["steps"] == PROMPT["4"]["inputs"]["steps"] == 20
+
+
+def test_none_takes_an_input_away():
+    assert set_values(PROMPT, {"SaveImage.images": None})["5"]["inputs"] == {}
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("During.steps", "no node 'During': it has After, Before, SaveImage"),
+        ("Before.cfg", "no input 'cfg': it has steps, seed"),
+    ],
+)
+def test_a_value_for_what_is_not_there_is_refused(name, message):
+    with pytest.raises(ToolError, match=message):
+        set_values(PROMPT, {name: 5})
+
+
+def test_of_the_outputs_only_the_named_ones_stay():
+    info = {"KSampler": {"output_node": False}, "SaveImage": {"output_node": True}}
+    assert keep_outputs(PROMPT, info, []).keys() == {"3", "4"}
+    assert keep_outputs(PROMPT, info, ["SaveImage"]) == PROMPT
 
 
 def test_a_page_becomes_what_the_server_takes(server):

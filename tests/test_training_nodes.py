@@ -100,7 +100,7 @@ def test_unwired_the_presets_are_used(shapes, pictures):
     }
     assert sizes == {"iLECO": ("4", "8.0"), "copy": ("16", "16.0"), "difference": ("4", "4.0"), "ADDifT": ("4", "1.0")}
     assert addift.metadata["ss_optimizer"] == "CAME" and addift.metadata["ss_learning_rate"] == "0.0001"
-    assert copy.metadata["traintrain_method"] == "Train Copy Machine"
+    assert copy.metadata["traintrain_method"] == "copy machine"
 
 
 def test_an_empty_target_and_several_prompts_train(shapes):

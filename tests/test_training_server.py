@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from pack.tools.errors import ToolError
 from pack.tools.runner import load_workflow, run_workflow, to_api
-from pack.tools.shapes import pictures
+from pack.tools.shapes import pairs, pictures
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -65,6 +65,25 @@ def test_the_example_trains_saves_plots_and_samples(server, graph, shapes_checkp
     assert len(open(table).read().splitlines()) == 1 + 6
     (grid,) = shown["Before (top) and after (bottom)"].files
     assert grid.is_file()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "example_workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_every_example_runs_from_the_loader_to_its_samples(server, path):
+    """With a few steps: what they learn with theirs is measured elsewhere."""
+    pictures.write(server.base / "input" / "purple_star")
+    pairs.write(server.base / "input")
+    prompt = to_api(load_workflow(path), server.get("/object_info"))
+    short = {
+        node: {"steps": 2} for node in ("TrainLoRA", "TrainILECO", "TrainCopyMachine", "TrainDifference", "TrainADDifT")
+    }
+    short = {f"TrainTrain_{node}": values for node, values in short.items()}
+    shown = run_workflow(server, with_values(prompt, **short, KSampler={"steps": 1}))
+    by_kind = [prompt[output.node]["class_type"] for output in shown]
+    assert by_kind.count("TrainTrain_SaveLoRA") >= 1 and by_kind.count("SaveImage") >= 1
+    assert len(shown) == sum(server.get("/object_info")[node["class_type"]]["output_node"] for node in prompt.values())
+    for output in shown:
+        if prompt[output.node]["class_type"] == "SaveImage":
+            assert Image.open(output.files[0]).width > 4 * 180  # a row of four samples
 
 
 def test_the_same_graph_again_takes_the_result_from_the_cache(server, graph):

@@ -98,6 +98,18 @@ def _erasures() -> Iterator[Experiment]:
         ),
     ]
     yield Experiment("erase triangle", "ileco_erase", triangle)
+    red_circle = _sentences(["red"], ["circle"])
+    neighbours = [*_sentences(["red"], ["square", "triangle"]), *_sentences(["green", "blue", "yellow"], ["circle"])]
+    figures = [
+        _ileco(
+            "red circle prompts", red_circle, _shares(_not(_shows(colour="red", shape="circle")), _keeps("background"))
+        ),
+        _ileco("red and circle prompts", neighbours, _unharmed("colour", "shape")),
+    ]
+    words = {"Original 1.text": "red circle", "Original 2.text": "a red circle"}
+    kept = {"Preserve 1.text": "a red square", "Preserve 2.text": "a blue circle"}
+    yield Experiment("erase red circle", "ileco_erase", figures, words | {"Train iLECO.preserve": None})
+    yield Experiment("... with preserve", "ileco_erase", figures, words | kept)
 
 
 def _differences() -> Iterator[Experiment]:
@@ -113,11 +125,12 @@ def _differences() -> Iterator[Experiment]:
             lora="Save copy machine",
             reference=pair.original,
         )
-        both = ("Train Copy Machine", "Train Difference")
-        yield Experiment(name, "copy_machine_difference", [copy, *_both_ways(pair, "difference", both)], values)
-        yield Experiment(
-            name, "addift", _both_ways(pair, "ADDifT", ("Train ADDifT",)), values, quick=name == "background"
-        )
+        both, quick = ("Train Copy Machine", "Train Difference"), name == "background"
+        yield Experiment(name, "copy_machine_difference", [copy, *_both_ways(pair, "difference", both)], values, quick)
+        # What the model has never seen takes a higher rate than what it knows.
+        rate = {"Train ADDifT.learning_rate": 1e-3} if name == "part" else {}
+        addift = _both_ways(pair, "ADDifT", ("Train ADDifT",))
+        yield Experiment(name, "addift", addift, values | rate, quick)
 
 
 def _both_ways(pair: Pair, method: str, trained_by: tuple[str, ...]) -> list[Figure]:

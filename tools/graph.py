@@ -181,4 +181,4 @@ def _extra_height(kind: str, info: dict) -> int:
     """Return the pixels for what a node shows beside its widgets."""
     if kind == "CLIPTextEncode":
         return 70
-    return {"SaveImage": 400, "PreviewImage": 240, "TrainTrain_PlotLoss": 300}.get(kind, 0)
+    return {"SaveImage": 400, "PreviewImage": 240, "LoadImage": 260, "TrainTrain_PlotLoss": 300}.get(kind, 0)

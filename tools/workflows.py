@@ -21,6 +21,7 @@ SAMPLES = 4  # of each row
 
 
 PAIR_PROMPT = "a red circle"
+COPIED_WORDS = ["", "a green triangle", "blue", "a yellow square", "black background"]
 
 ILECO_WORDS = ["red", "a red shape", "a red circle"]
 ERASE_WORDS = ["triangle", "a triangle"]
@@ -30,13 +31,13 @@ PRESERVE_WORDS = ["circle", "square"]
 # What works on the demonstration model; the notes say what does on real ones.
 ILECO_NETWORK = {"rank": 4, "alpha": 8.0}
 ILECO_TRAINING = {"width": SIZE, "height": SIZE, "steps": 200, "batch_size": 2, "learning_rate": 1e-3, "seed": 1}
-COPY_NETWORK = {"rank": 16, "alpha": 16.0}
+COPY_NETWORK = {"network_type": "c3lier", "rank": 16, "alpha": 16.0}
 COPY_TRAINING = {"steps": 400, "batch_size": 2, "learning_rate": 2e-3, "seed": 1}
-DIFFERENCE_NETWORK = {"rank": 4, "alpha": 4.0}
+DIFFERENCE_NETWORK = {"network_type": "c3lier", "rank": 4, "alpha": 4.0}
 DIFFERENCE_TRAINING = {"steps": 200, "batch_size": 2, "learning_rate": 1e-3, "seed": 1}
-ADDIFT_NETWORK = {"rank": 4, "alpha": 2.0}
-ADDIFT_SETTINGS = {"optimizer": "AdamW"}
-ADDIFT_TRAINING = {"steps": 100, "batch_size": 1, "learning_rate": 2e-3, "seed": 1}
+ADDIFT_NETWORK = {"network_type": "c3lier", "rank": 4, "alpha": 2.0}
+ADDIFT_SETTINGS = {"optimizer": "AdamW", "min_timestep": 500}
+ADDIFT_TRAINING = {"steps": 100, "batch_size": 1, "learning_rate": 6e-4, "seed": 1}
 
 
 def train_lora(graph: Graph) -> None:
@@ -127,27 +128,29 @@ def copy_machine_difference(graph: Graph) -> None:
     """Learn what the second picture has and the first has not."""
     with graph.group("1. Model and two pictures"):
         model, clip, vae, original, target, prompt = load_pair(graph, DIFFERENCE_NOTE)
-    with graph.group("2. Copy machine"):
         graph.column(720)
+        copied = prompts(graph, clip, "Copied for", COPIED_WORDS, prompt)
+    with graph.group("2. Copy machine"):
+        graph.column(1080)
         (network,) = graph.add("TrainTrain_LoRANetwork", **COPY_NETWORK)
         (settings,) = graph.add("TrainTrain_TrainingSettings")
-        graph.column(1080)
+        graph.column(1440)
         copying, copy_machine, copy_loss = graph.add(
             "TrainTrain_TrainCopyMachine",
             model=model,
             vae=vae,
             image=original,
-            conditioning=prompt,
+            conditioning=copied,
             network=network,
             settings=settings,
             **COPY_TRAINING,
         )
         graph.add("TrainTrain_SaveLoRA", "Save copy machine", lora=copy_machine, name="black_background_copy")
     with graph.group("3. Difference"):
-        graph.column(1440)
+        graph.column(1800)
         (network,) = graph.add("TrainTrain_LoRANetwork", **DIFFERENCE_NETWORK)
         (settings,) = graph.add("TrainTrain_TrainingSettings")
-        graph.column(1800)
+        graph.column(2160)
         trained, lora, loss = graph.add(
             "TrainTrain_TrainDifference",
             model=model,
@@ -162,7 +165,7 @@ def copy_machine_difference(graph: Graph) -> None:
         save(graph, lora, [copy_loss, loss], "black_background")
         (back,) = graph.add("LoraModelLoader", "The other way", model=model, lora=lora, strength_model=-1.0)
     models = [("Before", model), ("Copy machine", copying), ("Strength 1", trained), ("Strength -1", back)]
-    compare(graph, 2180, clip, vae, models, "a green triangle", "black_background")
+    compare(graph, 2540, clip, vae, models, "a green triangle", "black_background")
 
 
 def addift(graph: Graph) -> None:
@@ -188,23 +191,23 @@ def compare_sliders(graph: Graph) -> None:
     with graph.group("2. Two trainings"):
         graph.column(1440)
         _, background = train_addift(graph, "slider_background", model, vae, original, target, prompt)
+        graph.column(1800)
         (network,) = graph.add("TrainTrain_LoRANetwork", **ILECO_NETWORK)
         _, colour, loss = graph.add(
             "TrainTrain_TrainILECO", model=model, original=originals, target=targets, network=network, **ILECO_TRAINING
         )
         save(graph, colour, [loss], "slider_colour")
-    for place, (title, lora, text) in enumerate(
-        [("Background", background, "a green triangle"), ("Colour", colour, "a red square on a white background")]
+    for place, (name, lora, text) in enumerate(
+        [("background", background, "a green triangle"), ("colour", colour, "a red square on a white background")]
     ):
-        models = []
-        graph.column(2200, place * 2400)
-        for strength in (-2.0, -1.0, 1.0, 2.0):
-            name = f"{title} {strength:+g}"
-            models.append(
-                (name, graph.add("LoraModelLoader", name, model=model, lora=lora, strength_model=strength)[0])
-            )
-        models.insert(2, (f"{title} 0", model))
-        compare(graph, 2560, clip, vae, models, text, f"slider_{title.lower()}", y=place * 2400)
+        with graph.group(f"The {name} at four strengths"):
+            graph.column(2180, place * 2100)
+            models = [
+                (f"{strength:+g}", graph.add("LoraModelLoader", model=model, lora=lora, strength_model=strength)[0])
+                for strength in (-2.0, -1.0, 1.0, 2.0)
+            ]
+        models.insert(2, ("0", model))
+        compare(graph, 2560, clip, vae, models, text, f"slider_{name}", y=place * 2100)
 
 
 def load_pair(graph: Graph, note: str) -> tuple[Slot, ...]:
@@ -219,9 +222,8 @@ def load_pair(graph: Graph, note: str) -> tuple[Slot, ...]:
     return model, clip, vae, original, target, prompt
 
 
-def prompts(graph: Graph, clip: Slot, title: str, texts: Sequence[str]) -> Slot:
-    """Place a column of prompts and join them to one CONDITIONING."""
-    joined = None
+def prompts(graph: Graph, clip: Slot, title: str, texts: Sequence[str], joined: Slot | None = None) -> Slot:
+    """Place a column of prompts and join them, and what is given, to one CONDITIONING."""
     for number, text in enumerate(texts, 1):
         (prompt,) = graph.add("CLIPTextEncode", f"{title} {number}", clip=clip, text=text)
         if joined:
@@ -274,8 +276,8 @@ def compare(
     graph: Graph, x: int, clip: Slot, vae: Slot, models: list[tuple[str, Slot]], text: str, name: str, y: int = 0
 ) -> None:
     """Place the same samples from each model, a row for each, and their picture."""
-    rows = ", ".join(title for title, _ in models)
-    with graph.group(f"Samples: {rows}"):
+    title = "Rows: " + ", ".join(title for title, _ in models)
+    with graph.group(title):
         graph.column(x, y)
         (positive,) = graph.add("CLIPTextEncode", "Prompt", clip=clip, text=text)
         (negative,) = graph.add("CLIPTextEncode", "Negative prompt", clip=clip, text="")
@@ -284,7 +286,7 @@ def compare(
         rows_of_latents = [
             graph.add(
                 "KSampler",
-                title,
+                row,
                 model=model,
                 seed=42,
                 steps=20,
@@ -295,7 +297,7 @@ def compare(
                 negative=negative,
                 latent_image=latent,
             )[0]
-            for title, model in models
+            for row, model in models
         ]
         graph.column(x + 720, y)
         (latents,) = graph.add("BatchLatentsNode", latents=rows_of_latents)
@@ -303,7 +305,7 @@ def compare(
         (images,) = graph.add("RebatchImages", images=images, batch_size=1)
         (grid,) = graph.add("ImageGrid", images=images, columns=SAMPLES, cell_width=192, cell_height=192)
         graph.column(x + 1080, y)
-        graph.add("SaveImage", f"Rows: {rows}", node_width=440, images=grid, filename_prefix=name)
+        graph.add("SaveImage", title, node_width=440, images=grid, filename_prefix=name)
 
 
 TRAIN_LORA_NOTE = """### Teach a model something new
@@ -360,18 +362,18 @@ Set the size of Empty Latent Image to the same width and height.
 
 DIFFERENCE_NOTE = """### Learn what one picture has and the other has not
 
-First a *copy machine* learns the original until it draws nothing else. With that on the model, the target is learned: \
-only what it has more is left to learn. The prompt says what both show, and not what they differ in. \
-The first row is the model before, the second the copy machine.
+First a *copy machine* learns the original, for a few very different prompts, until it draws nothing else. With that on \
+the model, the target is learned: only what it has more is left to learn. The prompt says what both show, and not what \
+they differ in. The first row of the samples is the model before, the second the copy machine.
 
 **Your own:** choose your checkpoint and two pictures of one size, and set:
 
 | | Shapes | SD1.5 and SDXL |
 |---|---|---|
 | copy machine: steps, learning_rate | 400, 2e-3 | 500, 5e-4 |
-| its network | lierla 16/16 | lierla 16/16 |
+| its network | c3lier 16/16 | lierla 16/16 |
 | difference: steps, learning_rate | 200, 1e-3 | 500, 1e-4 |
-| its network | lierla 4/4 | lierla 4/4 |
+| its network | c3lier 4/4 | lierla 4/4 |
 
 Set the size of Empty Latent Image to that of your pictures.
 """
@@ -387,9 +389,9 @@ is for real models), and set:
 | | Shapes | SD1.5 | SDXL |
 |---|---|---|---|
 | steps | 100 | 30 | 30 |
-| learning_rate | 2e-3 | 0 (1e-4) | 0 (2e-4) |
-| network | lierla 4/2 | unwired | unwired |
-| settings | AdamW, all timesteps | unwired: 500 to 1000 | unwired: 500 to 1000 |
+| learning_rate | 6e-4 | 0 (1e-4) | 0 (2e-4) |
+| network | c3lier 4/2 | unwired | unwired |
+| settings | AdamW, timesteps 500 to 1000 | unwired | unwired |
 
 Styles: see the help of Train ADDifT. Set the size of Empty Latent Image to that of your pictures.
 """

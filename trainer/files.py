@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from .config import NetworkConfig, TrainingConfig
 
+METHOD = "traintrain_method"  # metadata: the name of the method
 PICTURE_SIZE = "traintrain_picture_size"  # metadata of what was learned from one picture, as in "512x512"
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -1,0 +1,91 @@
+"""The questions that the evaluation asks of samples, on pictures that are drawn and so known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pack.tools.evaluate import COLUMNS
+from pack.tools.experiments import list_experiments
+from pack.tools.shapes.classify import Seen, classify
+from pack.tools.shapes.pairs import PAIRS, has_bar, without_bar
+from pack.tools.shapes.sheet import CELL, draw_sheet
+from pack.tools.shapes.sheet import COLUMNS as SHOWN
+from pack.tools.shapes.world import Scene
+from PIL import Image
+
+
+def figure(experiment: str, workflow: str, name: str):
+    (found,) = [
+        figure
+        for e in list_experiments(quick=False)
+        if (e.name, e.workflow) == (experiment, workflow)
+        for figure in e.figures
+        if figure.name == name
+    ]
+    return found
+
+
+RED = [Scene("red", shape, "white") for shape in ("circle", "square", "triangle", "circle")]
+
+
+def test_success_and_damage_are_shares_of_the_samples():
+    after = [
+        replace(RED[0], colour="blue"),  # right
+        replace(RED[1], colour="blue", shape="circle"),  # another shape
+        replace(RED[2], colour="blue", background="black"),  # another background
+        RED[3],  # unchanged
+    ]
+    judge = figure("red to blue", "ileco_replace", "red prompts").judge
+    assert judge(RED, [scene.draw() for scene in after], []) == ("50%", "25%")
+
+
+def test_the_other_direction_counts_what_moved_towards_the_target():
+    judge = figure("background", "addift", "strength -1").judge
+    white, black = (Scene("red", "circle", background).draw() for background in ("white", "black"))
+    assert judge(RED, [black, black, white, white], [white, black, white, black]) == ("75%", "50%")
+
+
+def test_copies_are_judged_by_their_median_psnr():
+    judge = figure("background", "copy_machine_difference", "any prompts").judge
+    flat = [Image.new("RGB", (64, 64), (level,) * 3) for level in (100, 110, 101, 100 + 51)]
+    success, _ = judge([], flat[1:], [flat[0]] * 3)
+    assert success == f"{20 * np.log10(255 / 10):.1f} dB"  # the errors are 10, 1 and 51 levels
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_pair_differs_in_what_it_says_and_in_nothing_else(name):
+    pair = PAIRS[name]
+    assert pair.has(pair.target) and not pair.has(pair.original)
+    attributes = [
+        [getattr(classify(pair.cleaned(image)), kept) for kept in pair.kept] for image in (pair.original, pair.target)
+    ]
+    assert attributes[0] == attributes[1] and None not in attributes[0]
+    assert all(getattr(scene, word) in text for text, scene in pair.prompts for word in pair.kept)
+
+
+def test_the_bar_is_seen_on_every_picture_and_taken_away():
+    for background in ("white", "black", "gray"):
+        scene = Scene("green", "square", background, y=26, radius=16)
+        picture = scene.draw()
+        drawn = np.asarray(picture).copy()
+        drawn[-10:] = (150, 50, 200)
+        assert has_bar(Image.fromarray(drawn)) and not has_bar(picture)
+        assert classify(without_bar(Image.fromarray(drawn))) == Seen("green", "square", background)
+
+
+def test_every_figure_has_prompts_no_training_has_and_a_row_in_the_table():
+    for experiment in list_experiments(quick=False):
+        words = [value for name, value in experiment.values.items() if name.endswith(".text")]
+        for each in experiment.figures:
+            assert each.prompts and not {text for text, _ in each.prompts} & set(words) - {PAIRS["part"].caption}
+            assert len(COLUMNS.format(each.method, experiment.name, each.name, "100%", "100%", 100, "100")) < 110
+    assert 0 < len(list_experiments(quick=True)) < len(list_experiments(quick=False))
+
+
+def test_the_sheet_shows_the_first_samples_of_each_row(tmp_path):
+    rows = [("red", [Image.new("RGB", (64, 64), "red")] * 20), ("blue", [Image.new("RGB", (64, 64), "blue")] * 2)]
+    sheet = Image.open(draw_sheet(rows, tmp_path / "a" / "sheet.png"))
+    colours = dict((colour, count) for count, colour in sheet.getcolors(1_000_000))
+    assert colours[(255, 0, 0)] == SHOWN * CELL**2 and colours[(0, 0, 255)] == 2 * CELL**2

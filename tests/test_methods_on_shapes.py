@@ -1,0 +1,53 @@
+"""Each method, by the example workflow that we ship, does on the demonstration model what it promises.
+
+The whole measurement with more samples is `python3 dev.py evaluate`.
+"""
+
+from __future__ import annotations
+
+import pytest
+from pack.tools.evaluate import Studio, Trainer, measure
+from pack.tools.experiments import list_experiments
+from pack.tools.shapes import pairs
+from pack.tools.terminal import StatusLine
+
+SAMPLES = 12
+
+
+@pytest.fixture(scope="module")
+def studio(shapes_checkpoint):
+    return Studio(shapes_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def trainer(server):
+    pairs.write(server.base / "input")
+    return Trainer(server, StatusLine())
+
+
+@pytest.mark.parametrize(
+    "name, workflow, bars",
+    [
+        ("red to blue", "ileco_replace", {"red prompts": (90, 15), "green and yellow prompts": (None, 10)}),
+        ("erase triangle", "ileco_erase", {"triangle prompts": (90, 15), "circle, square prompts": (None, 15)}),
+        ("background", "copy_machine_difference", {"any prompts": (25, None), "strength 1": (80, 15)}),
+        ("background", "addift", {"strength 1": (80, 15), "strength -1": (90, 15)}),
+    ],
+)
+def test_the_method_does_what_it_promises(studio, trainer, name, workflow, bars):
+    (experiment,) = [e for e in list_experiments(quick=False) if (e.name, e.workflow) == (name, workflow)]
+    trainer.train(experiment)
+    for figure in experiment.figures:
+        least_success, most_damage = bars.get(figure.name, (None, None))
+        if figure.name not in bars:
+            continue
+        success, damage, _ = measure(studio, trainer, figure, SAMPLES)
+        if least_success is not None:
+            assert number(success) >= least_success, f"{figure.name}: {success}"
+        if most_damage is not None:
+            assert number(damage) <= most_damage, f"{figure.name}: {damage} damaged"
+
+
+def number(text: str) -> float:
+    """Read "95%" or "27.8 dB"."""
+    return float(text.removesuffix("%").removesuffix(" dB"))
