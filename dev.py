@@ -43,7 +43,7 @@ def demo(host, arguments):
 def evaluate(host, arguments):
     """Train each method on the demonstration model and measure its pictures."""
     command = python_command(host, "tools.evaluate", "--comfyui", host.comfyui, "--base", host.base)
-    return run(command + ["--quick"] * arguments.quick)
+    return run(command + ["--quick"] * arguments.quick + ["--only", arguments.only])
 
 
 def test(host, arguments):
@@ -112,6 +112,7 @@ def read_arguments():
         )
         if command is evaluate:
             sub.add_argument("--quick", action="store_true", help="a rough table in a few minutes")
+            sub.add_argument("--only", default="", metavar="NAME", help="only the trainings with this in their name")
         if command is serve:
             sub.add_argument("--port", type=int, default=8188)
             sub.add_argument("--base", type=Path, metavar="DIR", help="another folder for models, input and output")

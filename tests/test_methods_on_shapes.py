@@ -5,6 +5,8 @@ The whole measurement with more samples is `python3 dev.py evaluate`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from pack.tools.evaluate import Studio, Trainer, measure
 from pack.tools.experiments import list_experiments
@@ -26,17 +28,22 @@ def trainer(server):
 
 
 @pytest.mark.parametrize(
-    "name, workflow, bars",
+    "name, workflow, values, bars",
     [
-        ("red to blue", "ileco_replace", {"red prompts": (90, 15), "green and yellow prompts": (None, 10)}),
-        ("erase triangle", "ileco_erase", {"triangle prompts": (90, 15), "circle, square prompts": (None, 15)}),
-        ("background", "copy_machine_difference", {"any prompts": (25, None), "strength 1": (80, 15)}),
-        ("background", "addift", {"strength 1": (80, 15), "strength -1": (90, 15)}),
+        ("red to blue", "ileco_replace", {}, {"red prompts": (90, 15), "green and yellow prompts": (None, 10)}),
+        (
+            "erase triangle",
+            "ileco_erase",
+            {"Train iLECO.preserve": None},
+            {"triangle prompts": (90, 15), "circle, square prompts": (None, 15)},
+        ),
+        ("background", "copy_machine_difference", {}, {"any prompts": (25, None), "strength 1": (80, 15)}),
+        ("background", "addift", {}, {"strength 1": (80, 15), "strength -1": (90, 15)}),
     ],
 )
-def test_the_method_does_what_it_promises(studio, trainer, name, workflow, bars):
+def test_the_method_does_what_it_promises(studio, trainer, name, workflow, values, bars):
     (experiment,) = [e for e in list_experiments(quick=False) if (e.name, e.workflow) == (name, workflow)]
-    trainer.train(experiment)
+    trainer.train(replace(experiment, values=experiment.values | values))
     for figure in experiment.figures:
         least_success, most_damage = bars.get(figure.name, (None, None))
         if figure.name not in bars:

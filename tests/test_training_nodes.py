@@ -19,6 +19,7 @@ from pack.trainer.config import NetworkConfig
 from pack.trainer.files import load_lora, save_lora
 from PIL import Image
 
+ENCODED: dict[str, list] = {}  # the encoder is slow on a CPU
 TRAINING = {"steps": 3, "batch_size": 2, "learning_rate": 1e-3, "seed": 4}
 
 
@@ -46,7 +47,10 @@ def encode(shapes, *texts: str) -> list:
     """CONDITIONING with a prompt for each text, as Conditioning (Combine) joins them."""
     clip = shapes[1]
     with torch.inference_mode():
-        return [entry for text in texts for entry in clip.encode_from_tokens_scheduled(clip.tokenize(text))]
+        for text in texts:
+            if text not in ENCODED:
+                ENCODED[text] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return [entry for text in texts for entry in ENCODED[text]]
 
 
 def execute(node, **inputs):

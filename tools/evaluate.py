@@ -66,7 +66,6 @@ class Studio:
 
         with torch.inference_mode():
             self.model, self.clip, self.vae = comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
-        self.type = torch.autocast("cpu", torch.bfloat16, enabled=bool(torch.cpu.get_capabilities().get("avx512_bf16")))
         self._bare: dict[tuple[str, ...], list] = {}
 
     def draw(self, prompts: list[str], lora: Path | None = None, strength: float = 0.0) -> list:
@@ -97,8 +96,7 @@ class Studio:
     def _draw(self, model, prompts: list[str]) -> list:
         from .shapes.sampling import draw
 
-        with self.type:
-            return draw(model, self.clip, self.vae, prompts, SEED)
+        return draw(model, self.clip, self.vae, prompts, SEED)
 
 
 def measure(studio: Studio, trainer: Trainer, figure: Figure, samples: int) -> tuple[str, str, list]:
@@ -113,14 +111,14 @@ def measure(studio: Studio, trainer: Trainer, figure: Figure, samples: int) -> t
     return *figure.judge(scenes, pictures, against), pictures
 
 
-def evaluate(server: Server, studio: Studio, quick: bool, folder: Path, status: StatusLine) -> None:
+def evaluate(server: Server, studio: Studio, quick: bool, only: str, folder: Path, status: StatusLine) -> None:
     """Print the table row by row, and write the pictures."""
     from .shapes.sheet import draw_sheet
 
     trainer = Trainer(server, status)
     rows = []
     status.keep(COLUMNS.format("method", "training", "samples of", "success", "damage", "steps", "seconds"))
-    for experiment in list_experiments(quick):
+    for experiment in (each for each in list_experiments(quick) if only in each.name):
         trainer.train(experiment)
         for figure in experiment.figures:
             status.show(f"{figure.method}, {experiment.name}: {figure.name} ...")
@@ -140,6 +138,7 @@ def main() -> int:
     parser.add_argument("--comfyui", type=Path, required=True)
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="a rough table of fewer trainings and samples")
+    parser.add_argument("--only", default="", metavar="NAME", help="only the trainings with this in their name")
     arguments = parser.parse_args()
     sys.path.insert(0, str(arguments.comfyui))
     prepare_torchvision()
@@ -151,7 +150,7 @@ def main() -> int:
         status.show("ComfyUI starts ...")
         with Server(arguments.comfyui, arguments.base) as server:
             studio = Studio(arguments.base / "models" / "checkpoints" / "shapes.safetensors")
-            evaluate(server, studio, arguments.quick, arguments.base / "output", status)
+            evaluate(server, studio, arguments.quick, arguments.only, arguments.base / "output", status)
     except ToolError as error:
         status.clear()
         print(error, file=sys.stderr)

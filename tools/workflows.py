@@ -21,7 +21,7 @@ SAMPLES = 4  # of each row
 
 
 PAIR_PROMPT = "a red circle"
-COPIED_WORDS = ["", "a green triangle", "blue", "a yellow square", "black background"]
+COPIED_WORDS = ["", "green triangle", "blue", "yellow square", "black background"]
 
 ILECO_WORDS = ["red", "a red shape", "a red circle"]
 ERASE_WORDS = ["triangle", "a triangle"]
@@ -34,7 +34,7 @@ ILECO_TRAINING = {"width": SIZE, "height": SIZE, "steps": 200, "batch_size": 2, 
 COPY_NETWORK = {"network_type": "c3lier", "rank": 16, "alpha": 16.0}
 COPY_TRAINING = {"steps": 400, "batch_size": 2, "learning_rate": 2e-3, "seed": 1}
 DIFFERENCE_NETWORK = {"network_type": "c3lier", "rank": 4, "alpha": 4.0}
-DIFFERENCE_TRAINING = {"steps": 200, "batch_size": 2, "learning_rate": 1e-3, "seed": 1}
+DIFFERENCE_TRAINING = {"steps": 200, "batch_size": 2, "learning_rate": 2e-3, "seed": 1}
 ADDIFT_NETWORK = {"network_type": "c3lier", "rank": 4, "alpha": 2.0}
 ADDIFT_SETTINGS = {"optimizer": "AdamW", "min_timestep": 500}
 ADDIFT_TRAINING = {"steps": 100, "batch_size": 1, "learning_rate": 6e-4, "seed": 1}
@@ -372,7 +372,7 @@ they differ in. The first row of the samples is the model before, the second the
 |---|---|---|
 | copy machine: steps, learning_rate | 400, 2e-3 | 500, 5e-4 |
 | its network | c3lier 16/16 | lierla 16/16 |
-| difference: steps, learning_rate | 200, 1e-3 | 500, 1e-4 |
+| difference: steps, learning_rate | 200, 2e-3 | 500, 1e-4 |
 | its network | c3lier 4/4 | lierla 4/4 |
 
 Set the size of Empty Latent Image to that of your pictures.

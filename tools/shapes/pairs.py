@@ -57,6 +57,11 @@ def _with_bar(image: Image.Image) -> Image.Image:
     return drawn
 
 
+def _others(caption: str, prompts: list[tuple[str, Scene]]) -> list[tuple[str, Scene]]:
+    """Leave out the prompt that is trained."""
+    return [prompt for prompt in prompts if prompt[0] != caption]
+
+
 PAIRS = {
     "background": Pair(
         ORIGINAL.draw(),
@@ -64,7 +69,7 @@ PAIRS = {
         "a red circle",
         lambda image: classify(image).background == "black",
         lambda image: image,
-        [(f"a {c} {s}", Scene(c, s, "white")) for c in COLOURS for s in SHAPES],
+        _others("a red circle", [(f"a {c} {s}", Scene(c, s, "white")) for c in COLOURS for s in SHAPES]),
         ("colour", "shape"),
     ),
     "colour": Pair(
@@ -73,7 +78,10 @@ PAIRS = {
         "a circle on a white background",
         lambda image: classify(image).colour == "blue",
         lambda image: image,
-        [(f"a {s} on a {b} background", Scene("red", s, b)) for s in SHAPES for b in BACKGROUNDS],
+        _others(
+            "a circle on a white background",
+            [(f"a {s} on a {b} background", Scene("red", s, b)) for s in SHAPES for b in BACKGROUNDS],
+        ),
         ("shape", "background"),
     ),
     "part": Pair(
@@ -82,11 +90,10 @@ PAIRS = {
         "a red circle on a white background",
         has_bar,
         without_bar,
-        [
-            (scene.caption(), scene)
-            for scene in (Scene(c, s, b) for c in COLOURS for s in SHAPES for b in ("white", "gray"))
-            if scene.caption() != ORIGINAL.caption()
-        ],
+        _others(
+            ORIGINAL.caption(),
+            [(s.caption(), s) for s in (Scene(c, s, b) for c in COLOURS for s in SHAPES for b in ("white", "gray"))],
+        ),
         ("colour", "shape", "background"),
     ),
 }
