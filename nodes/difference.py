@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..trainer import presets
-from ..trainer.config import NetworkConfig, TrainingConfig
+from ..trainer.config import TrainingConfig
 from ..trainer.data import TrainingExample
 from ..trainer.files import METHOD, PICTURE_SIZE
 from ..trainer.methods.denoise import Denoise
@@ -60,9 +60,10 @@ class TrainCopyMachine(io.ComfyNode):
     @classmethod
     def execute(cls, model, vae, image, conditioning, network=None, settings=None, **training) -> io.NodeOutput:
         network, config = configs(presets.COPY_MACHINE, network, settings, training)
-        return io.NodeOutput(
-            *_train_on_picture(cls, "copy machine", model, model, vae, image, conditioning, network, config)
-        )
+        host.check_network(model, network)
+        method = _learn_picture(model, vae, image, conditioning, config)
+        labels = {METHOD: "copy machine", PICTURE_SIZE: size_of(image[0])}
+        return io.NodeOutput(*train_on_model(cls, model, network, config, method, labels))
 
 
 class TrainDifference(io.ComfyNode):
@@ -98,33 +99,20 @@ class TrainDifference(io.ComfyNode):
         cls, model, vae, image, conditioning, copy_machine, network=None, settings=None, **training
     ) -> io.NodeOutput:
         network, config = configs(presets.DIFFERENCE, network, settings, training)
+        host.check_network(model, network)
         _check_same_size(image, copy_machine)
         copying = host.with_lora(model, copy_machine)
-        return io.NodeOutput(
-            *_train_on_picture(cls, "difference", model, copying, vae, image, conditioning, network, config)
-        )
+        method = _learn_picture(model, vae, image, conditioning, config)
+        return io.NodeOutput(*train_on_model(cls, model, network, config, method, {METHOD: "difference"}, copying))
 
 
-def _train_on_picture(
-    node: type[io.ComfyNode],
-    name: str,
-    model: Any,
-    trained_on: Any,
-    vae: Any,
-    image: torch.Tensor,
-    conditioning: list,
-    network: NetworkConfig,
-    config: TrainingConfig,
-) -> tuple:
-    """Train on one picture and one or more phrasings of its prompt."""
+def _learn_picture(model: Any, vae: Any, image: torch.Tensor, conditioning: list, config: TrainingConfig) -> Denoise:
+    """Return the method that learns one picture by one or more prompts."""
     if len(image) != 1:
         raise ValueError(f"{len(image)} pictures were given and one is learned: pick one with ImageFromBatch.")
-    host.check_network(model, network)
     (latent,) = host.encode_images(vae, model, [image[0, :, :, :3]])
     examples = [TrainingExample(latent, prompt) for prompt in host.read_conditioning(conditioning)]
-    batches = draw_batches(examples, config, [config.batch_size] * len(examples))
-    method, labels = Denoise(examples, batches, config), {METHOD: name, PICTURE_SIZE: size_of(image[0])}
-    return train_on_model(node, model, network, config, method, labels, trained_on)
+    return Denoise(examples, draw_batches(examples, config, [config.batch_size] * len(examples)), config)
 
 
 def _check_same_size(image: torch.Tensor, copy_machine: dict[str, torch.Tensor]) -> None:
