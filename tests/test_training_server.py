@@ -63,7 +63,7 @@ def test_the_example_trains_saves_plots_and_samples(server, graph, shapes_checkp
     chart, table = shown["Plot Loss"].texts
     assert Image.open(chart).width > 400
     assert len(open(table).read().splitlines()) == 1 + 6
-    (grid,) = shown["Before (top) and after (bottom)"].files
+    (grid,) = shown["Rows: Before, After"].files
     assert grid.is_file()
 
 
