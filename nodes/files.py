@@ -150,8 +150,6 @@ class PlotLoss(io.ComfyNode):
 
 def keep_unfinished(lora: dict[str, torch.Tensor]) -> None:
     """Write the LoRA of a training that ended early to output/loras/unfinished; the newest UNFINISHED_KEPT stay there."""
-    if not any(tensor.any() for key, tensor in lora.items() if key.endswith("lora_up.weight")):
-        return  # it has learned nothing yet
     path = _output_path("loras", f"unfinished/{time.strftime('%Y%m%d_%H%M%S')}", ".safetensors", overwrite=False)
     save_lora(path, lora, "fp32", 1.0, file_metadata(lora, path.stem, {}))
     logger.warning("The training ended early; its LoRA so far is in %s", path)

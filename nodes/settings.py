@@ -26,7 +26,8 @@ class LoRANetwork(io.ComfyNode):
                     options=list(NETWORK_TYPES),
                     default="lierla",
                     tooltip="lierla: the attention blocks, the usual LoRA. c3lier (LoCon): the 3x3 convolutions too, "
-                    "for styles and textures; a larger file.",
+                    "for styles and textures; a larger file. loha, lokr: the same layers by products of matrices, which hold "
+                    "more in a small file and learn slower.",
                 ),
                 io.Int.Input(
                     "rank",

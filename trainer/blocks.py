@@ -82,7 +82,7 @@ def _is_adaptable(name: str, layer: nn.Module, model: nn.Module, config: Network
         return _in_attention(name, model)
     if name.startswith("input_blocks.0."):  # the first convolution reads the latents; it is of no residual block
         return False
-    return config.network_type == "c3lier" and isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)
+    return config.network_type != "lierla" and isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)
 
 
 def _in_attention(name: str, model: nn.Module) -> bool:

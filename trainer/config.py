@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-NETWORK_TYPES = ("lierla", "c3lier")
+NETWORK_TYPES = ("lierla", "c3lier", "loha", "lokr")
 ELEMENTS = ("Full", "CrossAttention", "SelfAttention")
 LOSSES = ("MSE", "L1", "Smooth-L1")
 PRECISIONS = ("as loaded", "bf16", "fp16", "fp32")
@@ -15,7 +15,8 @@ class NetworkConfig:
     """Which layers a LoRA adapts, and how large it is.
 
     network_type: "lierla" adapts the linear and 1x1 layers of the attention blocks, "c3lier" (LoCon) also the 3x3
-        convolutions of the residual, down- and up-sampling blocks
+        convolutions of the residual, down- and up-sampling blocks; "loha" and "lokr" are Hadamard and Kronecker
+        products on the layers of c3lier
     rank: columns of each pair of matrices, 1 or more
     alpha: the adapter's output is scaled by alpha / rank; above 0
     conv_rank, conv_alpha: the same for the 3x3 convolutions; 0 takes rank and alpha

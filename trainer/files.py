@@ -77,6 +77,12 @@ def training_metadata(
     network: NetworkConfig, config: TrainingConfig, base_model: str, started: float
 ) -> dict[str, str]:
     """Say how a LoRA was trained, under the names of kohya's files. started: seconds since the epoch."""
+    algorithm = network.network_type if network.network_type in ("loha", "lokr") else None
+    arguments = {
+        "conv_dim": network.conv_rank or network.rank,
+        "conv_alpha": network.conv_alpha or network.alpha,
+        **({"algo": algorithm} if algorithm else {}),
+    }
     return {
         "ss_session_id": str(int(started * 1000) % 2**32),
         "ss_training_started_at": str(started),
@@ -86,14 +92,10 @@ def training_metadata(
         "ss_lr_warmup_steps": str(config.warmup_steps),
         "ss_lr_scheduler": config.lr_scheduler,
         "ss_optimizer": config.optimizer,
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "networks.lora" if algorithm is None else "lycoris.kohya",
         "ss_network_dim": str(network.rank),
         "ss_network_alpha": str(network.alpha),
-        "ss_network_args": json.dumps(
-            {"conv_dim": network.conv_rank or network.rank, "conv_alpha": network.conv_alpha or network.alpha}
-            if network.network_type == "c3lier"
-            else {}
-        ),
+        "ss_network_args": json.dumps({} if network.network_type == "lierla" else arguments),
         "ss_mixed_precision": config.precision,
         "ss_seed": str(config.seed),
         "ss_min_snr_gamma": str(config.snr_gamma),
@@ -117,8 +119,10 @@ def file_metadata(lora: dict[str, torch.Tensor], name: str, workflow: dict[str, 
 
 
 def _scale(key: str, tensor: torch.Tensor, strength: float) -> torch.Tensor:
-    """Spread the strength over both matrices of a pair, so that neither outgrows a small type; up takes the sign."""
+    """Spread the strength over two factors of the product, so that neither outgrows a small type; one takes the sign."""
     root = abs(strength) ** 0.5
-    if key.endswith("lora_up.weight"):
+    if key.endswith((".lora_up.weight", ".hada_w1_a", ".lokr_w1")):
         return tensor.float() * (root if strength >= 0 else -root)
-    return tensor.float() * root if key.endswith("lora_down.weight") else tensor
+    if key.endswith((".lora_down.weight", ".hada_w2_a", ".lokr_w2", ".lokr_w2_a")):
+        return tensor.float() * root
+    return tensor

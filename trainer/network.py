@@ -8,7 +8,7 @@ from typing import Callable, Iterator
 import torch
 from torch import nn
 
-from .adapters import LoRALayer
+from .adapters import Adapter, LoHaLayer, LoKrLayer, LoRALayer
 from .blocks import choose_layers
 from .config import NetworkConfig
 
@@ -66,6 +66,10 @@ class LoRANetwork(nn.Module):
             for part, tensor in adapter.tensors().items()
         }
 
+    def has_learned(self) -> bool:
+        """Tell whether any adapter has moved from its start, where it adds nothing."""
+        return any(adapter.has_learned() for adapter in self._adapters.values())
+
     def check_reached(self) -> None:
         """Raise RuntimeError if a forward pass went past an adapter: its layer would never learn."""
         missed = [name for name in self._layers if name not in self._reached]
@@ -87,7 +91,8 @@ class LoRANetwork(nn.Module):
         return add
 
 
-def _adapter(layer: nn.Module, config: NetworkConfig, rng: torch.Generator) -> LoRALayer:
+def _adapter(layer: nn.Module, config: NetworkConfig, rng: torch.Generator) -> Adapter:
+    kind = {"loha": LoHaLayer, "lokr": LoKrLayer}.get(config.network_type, LoRALayer)
     if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
-        return LoRALayer(layer, config.conv_rank or config.rank, config.conv_alpha or config.alpha, rng)
-    return LoRALayer(layer, config.rank, config.alpha, rng)
+        return kind(layer, config.conv_rank or config.rank, config.conv_alpha or config.alpha, rng)
+    return kind(layer, config.rank, config.alpha, rng)

@@ -65,7 +65,8 @@ def train_lora(
         try:
             losses = train(model, network, method, config, on_step)
         except BaseException:  # cancelling is one, too
-            keep(trained())
+            if network.has_learned():
+                keep(trained())
             raise
     return trained(), losses
 
