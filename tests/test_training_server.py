@@ -10,8 +10,10 @@ import pytest
 import torch
 from conftest import ROOT
 from pack.tools.errors import ToolError
+from pack.tools.graph import Graph
 from pack.tools.runner import load_workflow, run_workflow, to_api
 from pack.tools.shapes import pairs, pictures
+from pack.tools.workflows import GRAPHS
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -84,6 +86,15 @@ def test_every_example_runs_from_the_loader_to_its_samples(server, path):
     for output in shown:
         if prompt[output.node]["class_type"] == "SaveImage":
             assert Image.open(output.files[0]).width > 4 * 180  # a row of four samples
+
+
+@pytest.mark.parametrize("build", GRAPHS, ids=lambda build: build.__name__)
+def test_every_example_is_what_its_source_writes(server, build, tmp_path):
+    graph = Graph(server.get("/object_info"))
+    build(graph)
+    graph.write(tmp_path / "written.json")
+    written, shipped = tmp_path / "written.json", ROOT / "example_workflows" / f"{build.__name__}.json"
+    assert written.read_text() == shipped.read_text(), "run tools.workflows again"
 
 
 def test_the_same_graph_again_takes_the_result_from_the_cache(server, graph):

@@ -16,6 +16,7 @@ from .host import ROOT
 from .server import Server
 
 EXAMPLES = ROOT / "example_workflows"
+NOTES = Path(__file__).parent / "notes"
 SIZE = 64  # pixels of the demonstration model's pictures
 SAMPLES = 4  # of each row
 
@@ -46,7 +47,7 @@ def train_lora(graph: Graph) -> None:
         graph.column(0)
         model, clip, vae = graph.add("CheckpointLoaderSimple", ckpt_name="shapes.safetensors")
         images, masks, captions, names = graph.add("TrainTrain_LoadImageFolder", folder="purple_star")
-        graph.note(TRAIN_LORA_NOTE, height=380)
+        graph.note(note("train_lora"), height=380)
         graph.column(360)
         images, preview, _ = graph.add(
             "TrainTrain_BucketImages",
@@ -96,7 +97,7 @@ def ileco_replace(graph: Graph) -> None:
     with graph.group("1. Model and words"):
         graph.column(0)
         model, clip, vae = graph.add("CheckpointLoaderSimple", ckpt_name="shapes.safetensors")
-        graph.note(ILECO_REPLACE_NOTE, height=420)
+        graph.note(note("ileco_replace"), height=420)
         graph.column(360)
         originals = prompts(graph, clip, "Original", ILECO_WORDS)
         graph.column(720)
@@ -111,7 +112,7 @@ def ileco_erase(graph: Graph) -> None:
     with graph.group("1. Model and words"):
         graph.column(0)
         model, clip, vae = graph.add("CheckpointLoaderSimple", ckpt_name="shapes.safetensors")
-        graph.note(ILECO_ERASE_NOTE, height=420)
+        graph.note(note("ileco_erase"), height=420)
         graph.column(360)
         originals = prompts(graph, clip, "Original", ERASE_WORDS)
         graph.column(720)
@@ -127,7 +128,7 @@ def ileco_erase(graph: Graph) -> None:
 def copy_machine_difference(graph: Graph) -> None:
     """Learn what the second picture has and the first has not."""
     with graph.group("1. Model and two pictures"):
-        model, clip, vae, original, target, prompt = load_pair(graph, DIFFERENCE_NOTE)
+        model, clip, vae, original, target, prompt = load_pair(graph, note("copy_machine_difference"))
         graph.column(720)
         copied = prompts(graph, clip, "Copied for", COPIED_WORDS, prompt)
     with graph.group("2. Copy machine"):
@@ -171,7 +172,7 @@ def copy_machine_difference(graph: Graph) -> None:
 def addift(graph: Graph) -> None:
     """Make a slider of two pictures."""
     with graph.group("1. Model and two pictures"):
-        model, clip, vae, original, target, prompt = load_pair(graph, ADDIFT_NOTE)
+        model, clip, vae, original, target, prompt = load_pair(graph, note("addift"))
     with graph.group("2. Training"):
         graph.column(720)
         trained, lora = train_addift(graph, "black_background_addift", model, vae, original, target, prompt)
@@ -183,7 +184,7 @@ def addift(graph: Graph) -> None:
 def compare_sliders(graph: Graph) -> None:
     """Lay two LoRAs at strengths from -2 to 2 side by side."""
     with graph.group("1. Model, pictures, words"):
-        model, clip, vae, original, target, prompt = load_pair(graph, COMPARE_NOTE)
+        model, clip, vae, original, target, prompt = load_pair(graph, note("compare_sliders"))
         graph.column(720)
         originals = prompts(graph, clip, "Original", ILECO_WORDS)
         graph.column(1080)
@@ -210,12 +211,17 @@ def compare_sliders(graph: Graph) -> None:
         compare(graph, 2560, clip, vae, models, text, f"slider_{name}", y=place * 2100)
 
 
-def load_pair(graph: Graph, note: str) -> tuple[Slot, ...]:
+def note(name: str) -> str:
+    """Read what a workflow tells its user."""
+    return (NOTES / f"{name}.md").read_text(encoding="utf-8")
+
+
+def load_pair(graph: Graph, text: str) -> tuple[Slot, ...]:
     """Place the loaders of a model and two pictures, and their prompt."""
     graph.column(0)
     model, clip, vae = graph.add("CheckpointLoaderSimple", ckpt_name="shapes.safetensors")
     (prompt,) = graph.add("CLIPTextEncode", "What both show", clip=clip, text=PAIR_PROMPT)
-    graph.note(note, height=420)
+    graph.note(text, height=420)
     graph.column(360)
     original, _ = graph.add("LoadImage", "Original", image="pair_background.png")
     target, _ = graph.add("LoadImage", "Target", image="pair_background_target.png")
@@ -307,104 +313,6 @@ def compare(
         graph.column(x + 1080, y)
         graph.add("SaveImage", title, node_width=440, images=grid, filename_prefix=name)
 
-
-TRAIN_LORA_NOTE = """### Teach a model something new
-
-Pictures with captions go in, a LoRA and a model that draws them come out. Queue it: the demonstration model learns what a \
-*purple star* is, in two or three minutes on two CPU cores.
-
-**Your own:** choose your checkpoint, put your pictures and a `.txt` with its caption beside each into a folder in `input`, \
-name the folder above, and set:
-
-| | Shapes | SD1.5 | SDXL |
-|---|---|---|---|
-| width, height | 64 | 512 | 1024 |
-| buckets_step | 8 | 64 | 64 |
-| min_length | 64 | 384 | 512 |
-| steps | 500 | 1000 | 1500 |
-| learning_rate | 2e-3 | 1e-4 | 1e-4 |
-| network | c3lier 16/16 | lierla 16/8 | lierla 16/8 |
-"""
-
-ILECO_REPLACE_NOTE = """### Turn one thing into another, by words alone
-
-The original prompt learns to act like the target prompt: here *red* becomes *blue*, in about a minute on two CPU cores. \
-Several phrasings generalise better than one; each has its own target.
-
-**Your own:** choose your checkpoint, write your words, and set:
-
-| | Shapes | SD1.5 | SDXL |
-|---|---|---|---|
-| width, height | 64 | 512 | 1024 |
-| steps | 200 | 500 | 500 |
-| learning_rate | 1e-3 | 5e-4 | 5e-4 |
-| network | lierla 4/8 | lierla 4/8 | lierla 4/8 |
-
-Set the size of Empty Latent Image to the same width and height.
-"""
-
-ILECO_ERASE_NOTE = """### Erase a concept
-
-An empty target erases the original prompt: here the model forgets what a *triangle* is. `guidance` 1 leads away from it, \
-or it would still come up by chance. What is wired into `preserve` stays as it is: take the neighbours of what goes.
-
-**Your own:** choose your checkpoint, write your words, and set:
-
-| | Shapes | SD1.5 | SDXL |
-|---|---|---|---|
-| width, height | 64 | 512 | 1024 |
-| steps | 200 | 500 | 500 |
-| learning_rate | 1e-3 | 5e-4 | 5e-4 |
-| network | lierla 4/8 | lierla 4/8 | lierla 4/8 |
-
-Set the size of Empty Latent Image to the same width and height.
-"""
-
-DIFFERENCE_NOTE = """### Learn what one picture has and the other has not
-
-First a *copy machine* learns the original, for a few very different prompts, until it draws nothing else. With that on \
-the model, the target is learned: only what it has more is left to learn. The prompt says what both show, and not what \
-they differ in. The first row of the samples is the model before, the second the copy machine.
-
-**Your own:** choose your checkpoint and two pictures of one size, and set:
-
-| | Shapes | SD1.5 and SDXL |
-|---|---|---|
-| copy machine: steps, learning_rate | 400, 2e-3 | 500, 5e-4 |
-| its network | c3lier 16/16 | lierla 16/16 |
-| difference: steps, learning_rate | 200, 2e-3 | 500, 1e-4 |
-| its network | c3lier 4/4 | lierla 4/4 |
-
-Set the size of Empty Latent Image to that of your pictures.
-"""
-
-ADDIFT_NOTE = """### A slider from two pictures, in a minute
-
-Positive strength leads from the original towards the target, negative the other way. The prompt says what both show, \
-and not what they differ in.
-
-**Your own:** choose your checkpoint and two pictures of one size, unwire LoRA Network and Training Settings (the preset \
-is for real models), and set:
-
-| | Shapes | SD1.5 | SDXL |
-|---|---|---|---|
-| steps | 100 | 30 | 30 |
-| learning_rate | 6e-4 | 0 (1e-4) | 0 (2e-4) |
-| network | c3lier 4/2 | unwired | unwired |
-| settings | AdamW, timesteps 500 to 1000 | unwired | unwired |
-
-Styles: see the help of Train ADDifT. Set the size of Empty Latent Image to that of your pictures.
-"""
-
-COMPARE_NOTE = """### Several LoRAs at several strengths
-
-Two trainings in one graph: a slider of two pictures (ADDifT) and one of words (iLECO). Each is sampled with the same \
-seeds at strengths from -2 to 2, a row for each strength.
-
-LoRAs from files compare as well: put **Load LoRA (TrainTrain)** in the place of a training.
-
-For your own checkpoint, see the values in the templates *addift* and *ileco_replace*.
-"""
 
 GRAPHS = [train_lora, ileco_replace, ileco_erase, copy_machine_difference, addift, compare_sliders]
 
