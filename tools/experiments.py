@@ -18,9 +18,9 @@ Judge = Callable[[Sequence[Scene], Sequence[Image.Image], Sequence[Image.Image]]
 Question = Callable[[Scene, Image.Image], bool]
 
 
-# Learning rates of pairs that want more than the workflow's, which suits the background.
-DIFFERENCE_RATES = {"colour": {"Train Difference.learning_rate": 5e-3}}
-ADDIFT_RATES = {name: {"Train ADDifT.learning_rate": 9e-4} for name in ("colour", "part")}
+# What pairs want that the workflow's values, which suit the background, do not give.
+DIFFERENCE_VALUES = {"colour": {"LoRA Network.rank": 16, "LoRA Network.alpha": 16.0}}
+ADDIFT_VALUES = {name: {"Train ADDifT.learning_rate": 9e-4} for name in ("colour", "part")}
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,9 @@ def _differences() -> Iterator[Experiment]:
         )
         both, quick = ("Train Copy Machine", "Train Difference"), name == "background"
         figures = [copy, *_both_ways(pair, "difference", both)]
-        yield Experiment(name, "copy_machine_difference", figures, values | DIFFERENCE_RATES.get(name, {}), quick)
+        yield Experiment(name, "copy_machine_difference", figures, values | DIFFERENCE_VALUES.get(name, {}), quick)
         figures = _both_ways(pair, "ADDifT", ("Train ADDifT",))
-        yield Experiment(name, "addift", figures, values | ADDIFT_RATES.get(name, {}), quick)
+        yield Experiment(name, "addift", figures, values | ADDIFT_VALUES.get(name, {}), quick)
 
 
 def _both_ways(pair: Pair, method: str, trained_by: tuple[str, ...]) -> list[Figure]:
