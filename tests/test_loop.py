@@ -66,8 +66,8 @@ def test_training_is_a_plain_loop_of_torchs_own_parts():
     seen = []
     losses = train(model, network, method, config, lambda *figures: seen.append(figures))
 
-    down, up = (w.clone().requires_grad_() for w in start)
-    optimizer = torch.optim.AdamW([down, up], lr=1e-2)
+    up, down = (w.clone().requires_grad_() for w in start)
+    optimizer = torch.optim.AdamW([up, down], lr=1e-2)
     rng, batches = torch.Generator().manual_seed(7), draw_batches([0] * 4, 2, torch.Generator().manual_seed(7))
     rates = [1e-2 / 3, 1e-2 * 2 / 3, 1e-2, 0.75e-2, 0.5e-2, 0.25e-2]
     for step in range(6):
@@ -80,12 +80,12 @@ def test_training_is_a_plain_loop_of_torchs_own_parts():
         loss = ((scaled @ (layer.weight + up @ down).T + layer.bias + bias[:, None, None, None] - noise) ** 2).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([down, up], 0.5)
+        torch.nn.utils.clip_grad_norm_([up, down], 0.5)
         optimizer.param_groups[0]["lr"] = rates[step]
         optimizer.step()
         assert seen[step] == pytest.approx((step + 1, loss.item(), rates[step]), rel=1e-4)
     assert losses == [loss for _, loss, _ in seen]
-    for ours, theirs in zip(network.parameters(), (down, up)):
+    for ours, theirs in zip(network.parameters(), (up, down)):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
