@@ -14,13 +14,14 @@ from ..trainer.files import METHOD
 from ..trainer.methods.addift import ADDifT, ExamplePair
 from . import host
 from .training import (
+    HIDDEN,
+    TrainingNode,
     configs,
     draw_batches,
     lora_outputs,
     model_input,
     model_output,
     size_of,
-    train_on_model,
     training_inputs,
     vae_input,
 )
@@ -28,7 +29,7 @@ from .training import (
 DIFFERENCE_THRESHOLD = 10 / 255  # summed over the channels; what differs less is noise of a camera or of a JPEG
 
 
-class TrainADDifT(io.ComfyNode):
+class TrainADDifT(TrainingNode, io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -91,11 +92,11 @@ class TrainADDifT(io.ComfyNode):
                 ),
             ],
             outputs=[model_output(), *lora_outputs()],
-            hidden=[io.Hidden.unique_id],
+            hidden=HIDDEN,
         )
 
     @classmethod
-    def execute(
+    def prepare(
         cls,
         original,
         target,
@@ -103,20 +104,22 @@ class TrainADDifT(io.ComfyNode):
         target_conditioning,
         network=(None,),
         settings=(None,),
+        lora=(None,),
         **values,
-    ) -> io.NodeOutput:
+    ) -> host.Training:
         single = {name: value[0] for name, value in values.items()}  # the node takes lists, for the pictures' sake
         model, vae = single.pop("model"), single.pop("vae")
         swap, masked = single.pop("swap"), single.pop("difference_mask")
         alternation, bands = single.pop("alternation_ratio"), single.pop("bands")
         preset = presets.addift(host.is_large(model))
         single["learning_rate"] = single["learning_rate"] or preset.training.learning_rate
-        network, config = configs(preset, network[0], settings[0], single)
+        network, config = configs(preset, network[0], settings[0], lora[0], single)
+        host.check_network(model, network)
         sides = (original, original_conditioning), (target, target_conditioning)
         pairs = _encode_pairs(model, vae, *(reversed(sides) if swap else sides), masked)
         batches = draw_batches([pair.target for pair in pairs], config)
         method = ADDifT(pairs, batches, bands, alternation, config)
-        return io.NodeOutput(*train_on_model(cls, model, network, config, method, {METHOD: "ADDifT"}))
+        return host.Training(model, network, config, method, {METHOD: "ADDifT"}, lora=lora[0])
 
 
 def _encode_pairs(

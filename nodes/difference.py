@@ -15,18 +15,19 @@ from ..trainer.methods.denoise import Denoise
 from . import host
 from .files import LoRAModel
 from .training import (
+    HIDDEN,
+    TrainingNode,
     configs,
     draw_batches,
     lora_outputs,
     model_input,
     size_of,
-    train_on_model,
     training_inputs,
     vae_input,
 )
 
 
-class TrainCopyMachine(io.ComfyNode):
+class TrainCopyMachine(TrainingNode, io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -54,19 +55,21 @@ class TrainCopyMachine(io.ComfyNode):
                 io.Model.Output("model", tooltip="The copy machine itself: sample it to see whether it is done."),
                 *lora_outputs("Goes into copy_machine of Train Difference, or into Save LoRA to be used again."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=HIDDEN,
         )
 
     @classmethod
-    def execute(cls, model, vae, image, conditioning, network=None, settings=None, **training) -> io.NodeOutput:
-        network, config = configs(presets.COPY_MACHINE, network, settings, training)
+    def prepare(
+        cls, model, vae, image, conditioning, network=None, settings=None, lora=None, **training
+    ) -> host.Training:
+        network, config = configs(presets.COPY_MACHINE, network, settings, lora, training)
         host.check_network(model, network)
         method = _learn_picture(model, vae, image, conditioning, config)
         labels = {METHOD: "copy machine", PICTURE_SIZE: size_of(image[0])}
-        return io.NodeOutput(*train_on_model(cls, model, network, config, method, labels))
+        return host.Training(model, network, config, method, labels, lora=lora)
 
 
-class TrainDifference(io.ComfyNode):
+class TrainDifference(TrainingNode, io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -91,19 +94,19 @@ class TrainDifference(io.ComfyNode):
                 ),
                 *lora_outputs(),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=HIDDEN,
         )
 
     @classmethod
-    def execute(
-        cls, model, vae, image, conditioning, copy_machine, network=None, settings=None, **training
-    ) -> io.NodeOutput:
-        network, config = configs(presets.DIFFERENCE, network, settings, training)
+    def prepare(
+        cls, model, vae, image, conditioning, copy_machine, network=None, settings=None, lora=None, **training
+    ) -> host.Training:
+        network, config = configs(presets.DIFFERENCE, network, settings, lora, training)
         host.check_network(model, network)
         _check_same_size(image, copy_machine)
         copying = host.with_lora(model, copy_machine)
         method = _learn_picture(model, vae, image, conditioning, config)
-        return io.NodeOutput(*train_on_model(cls, model, network, config, method, {METHOD: "difference"}, copying))
+        return host.Training(copying, network, config, method, {METHOD: "difference"}, lora=lora)
 
 
 def _learn_picture(model: Any, vae: Any, image: torch.Tensor, conditioning: list, config: TrainingConfig) -> Denoise:

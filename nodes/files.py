@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from pathlib import Path
 
 import folder_paths
-import torch
 from comfy_api.latest import io, ui
 
 from ..trainer.files import PRECISIONS, file_metadata, load_lora, save_lora
+from .loss_table import write_losses
+from .output_path import output_path
 
 LoRAModel = io.Custom("LORA_MODEL")
-UNFINISHED_KEPT = 10  # files
-
-logger = logging.getLogger(__name__)
 
 
 class SaveLoRA(io.ComfyNode):
@@ -62,7 +58,7 @@ class SaveLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, name, save_precision, strength, overwrite) -> io.NodeOutput:
-        path = _output_path("loras", name, ".safetensors", overwrite)
+        path = output_path("loras", name, ".safetensors", overwrite)
         workflow = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
         save_lora(path, lora, save_precision, strength, file_metadata(lora, path.stem, workflow))
         return io.NodeOutput(str(path), ui={"text": [str(path)]})
@@ -132,45 +128,16 @@ class PlotLoss(io.ComfyNode):
 
     @classmethod
     def execute(cls, loss, smoothing, name) -> io.NodeOutput:
-        from .plot import (
-            draw_losses,
-            save_picture,
-            write_losses,
-        )  # matplotlib takes a second to import: not when ComfyUI starts
+        from .plot import draw_losses, save_picture  # matplotlib takes a second to import: not when ComfyUI starts
 
         runs = [[float(value) for value in run["loss"]] for run in loss.values() if run is not None]
-        table = _output_path("loss", name, ".csv", overwrite=False)
+        table = output_path("loss", name, ".csv", overwrite=False)
         write_losses(table, runs, smoothing)
         image = draw_losses(runs, smoothing)
         chart = save_picture(table.with_suffix(".png"), image)
         return io.NodeOutput(
             image[None], ui={"text": [str(chart), str(table)], **ui.PreviewImage(image[None], cls=cls).as_dict()}
         )
-
-
-def keep_unfinished(lora: dict[str, torch.Tensor]) -> None:
-    """Write the LoRA of a training that ended early to output/loras/unfinished; the newest UNFINISHED_KEPT stay there."""
-    path = _output_path("loras", f"unfinished/{time.strftime('%Y%m%d_%H%M%S')}", ".safetensors", overwrite=False)
-    save_lora(path, lora, "fp32", 1.0, file_metadata(lora, path.stem, {}))
-    logger.warning("The training ended early; its LoRA so far is in %s", path)
-    for old in sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)[:-UNFINISHED_KEPT]:
-        old.unlink()
-
-
-def _output_path(folder: str, name: str, ending: str, overwrite: bool) -> Path:
-    """Return the file to write for a name, inside output/<folder> whatever the name says; a free one if not to overwrite."""
-    root = Path(folder_paths.get_output_directory(), folder).resolve()
-    name = name.strip().removesuffix(ending)
-    path = (root / f"{name}{ending}").resolve()
-    if not name or "\0" in name or ":" in name or "\\" in name or root not in path.parents:
-        raise ValueError(
-            f"{name!r} is no name for a file in {root}: give a plain name, or one with folders inside it as in style/my_lora."
-        )
-    number = 1
-    while path.exists() and not overwrite:
-        number += 1
-        path = path.with_name(f"{Path(name).name}_{number}{ending}")
-    return path
 
 
 def _safetensors_names() -> list[str]:

@@ -1,9 +1,7 @@
-"""The loss of trainings as a chart and as a table."""
+"""The loss of trainings as a chart."""
 
 from __future__ import annotations
 
-import csv
-from io import StringIO
 from pathlib import Path
 from typing import Sequence
 
@@ -14,14 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..trainer.files import whole_file
-
-
-def smooth(losses: Sequence[float], window: int) -> np.ndarray:
-    """Return at each step the mean of the last `window` losses, or of as many as there are."""
-    sums = np.concatenate([[0.0], np.cumsum(np.asarray(losses, dtype=np.float64))])
-    ends = np.arange(1, len(losses) + 1)
-    starts = np.maximum(0, ends - window)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+from .loss_table import smooth
 
 
 def draw_losses(runs: Sequence[Sequence[float]], window: int) -> torch.Tensor:
@@ -51,20 +42,6 @@ def draw_losses(runs: Sequence[Sequence[float]], window: int) -> torch.Tensor:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].astype(np.float32) / 255)
-
-
-def write_losses(path: Path, runs: Sequence[Sequence[float]], window: int) -> None:
-    """Write the runs as a CSV table: run, step, loss, smoothed loss. Whole or not at all."""
-    rows = [["run", "step", "loss", "smoothed loss"]]
-    for number, losses in enumerate(runs, 1):
-        rows += [
-            [number, step, loss, mean]
-            for step, (loss, mean) in enumerate(zip(losses, smooth(losses, window).tolist()), 1)
-        ]
-    text = StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    with whole_file(path) as part:
-        part.write_text(text.getvalue(), encoding="utf-8", newline="")
 
 
 def save_picture(path: Path, image: torch.Tensor) -> Path:

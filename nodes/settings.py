@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..trainer.config import ELEMENTS, LOSSES, NETWORK_TYPES, PRECISIONS, NetworkConfig, TrainingConfig
-from ..trainer.optimizer import OPTIMIZERS, SCHEDULES, check_settings
+from ..trainer.optimizer import OPTIMIZERS, check_settings
+from ..trainer.schedule import SCHEDULES
 
 Network = io.Custom("TRAINTRAIN_NETWORK")
 Settings = io.Custom("TRAINTRAIN_SETTINGS")
@@ -74,7 +75,7 @@ class LoRANetwork(io.ComfyNode):
                     default="all",
                     advanced=True,
                     tooltip="Blocks to train: all, or ids such as IN04-IN08, M00, OUT03; a leading minus leaves a block "
-                    "out, as in -M00. A wrong id is answered with the ids the model has.",
+                    "out, as in -M00. BASE adds the text encoder (Train LoRA): all, BASE. A wrong id is answered with the ids the model has.",
                 ),
             ],
             outputs=[Network.Output("network", tooltip="Goes into the training node.")],
@@ -99,32 +100,38 @@ class TrainingSettings(io.ComfyNode):
                     "optimizer",
                     options=list(OPTIMIZERS),
                     default="AdamW",
-                    tooltip="How gradients become updates. AdamW suits nearly all.",
+                    tooltip="How gradients become updates. AdamW suits nearly all. Each wants a learning rate of its own, which "
+                    "the help page has: CAME about a tenth of AdamW's; Prodigy and the DAdapts find their step size "
+                    "themselves and want about 1; the ScheduleFrees want ten times AdamW's, and lr_scheduler constant. "
+                    "8bit and Paged need the package bitsandbytes.",
                 ),
                 io.String.Input(
                     "optimizer_settings",
                     default="",
                     advanced=True,
-                    tooltip="More for the optimizer as key=value pairs: weight_decay=0.01, betas=(0.9, 0.99).",
+                    tooltip="More for the optimizer as key=value pairs: weight_decay=0.01, betas=(0.9, 0.99). A wrong key is "
+                    "answered with those it takes.",
                 ),
                 io.Combo.Input(
                     "lr_scheduler",
                     options=list(SCHEDULES),
                     default="cosine",
-                    tooltip="How the learning rate goes over the training. cosine falls to 0 by the last step; constant stays.",
+                    tooltip="How the learning rate goes over the training. cosine, linear and polynomial fall to 0 by the last step; "
+                    "constant stays. The help page has them all.",
                 ),
                 io.String.Input(
                     "lr_scheduler_settings",
                     default="",
                     advanced=True,
-                    tooltip="More for the schedule as key=value pairs: eta_min=1e-5 for cosine, power=2 for polynomial.",
+                    tooltip="More for the schedule as key=value pairs: eta_min=1e-5 for cosine_annealing, power=2 for polynomial, "
+                    "steps=(100, 200), factors=(1, 0.5, 0.1) for piecewise_constant. A wrong key is answered with those it takes.",
                 ),
                 io.Int.Input(
                     "warmup_steps",
                     default=0,
                     min=0,
                     max=100000,
-                    tooltip="Steps over which the learning rate rises from 0. 0 starts at once.",
+                    tooltip="Steps over which the learning rate rises from 0 to where the schedule begins. 0 starts at once.",
                 ),
                 io.Combo.Input(
                     "loss",
@@ -185,12 +192,32 @@ class TrainingSettings(io.ComfyNode):
                     default=False,
                     tooltip="Needs far less memory and about a third more time. On for SDXL and larger on 12 GB.",
                 ),
+                io.Float.Input(
+                    "text_encoder_learning_rate",
+                    default=0.0,
+                    min=0,
+                    max=1,
+                    step=1e-6,
+                    round=False,
+                    advanced=True,
+                    tooltip="Of the text encoder, which Train LoRA trains where LoRA Network's blocks have BASE. Half the other rate "
+                    "is usual; 0 takes the same.",
+                ),
                 io.Combo.Input(
                     "precision",
                     options=list(PRECISIONS),
                     default="as loaded",
                     tooltip="Type the network computes in. as loaded: what the MODEL is in. bf16 is fast and safe on newer cards. "
                     "The LoRA's own weights are always fp32.",
+                ),
+                io.Int.Input(
+                    "save_every",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    advanced=True,
+                    tooltip="Writes the LoRA as NAME_200steps and so on every so many steps, NAME being that of the wired Save LoRA; a "
+                    "training that was killed goes on from the last of them. 0 writes it at the end alone.",
                 ),
             ],
             outputs=[Settings.Output("settings", tooltip="Goes into the training node.")],

@@ -15,18 +15,19 @@ from ..trainer.methods.ileco import ILECO
 from . import host
 from .images import TrainingImages
 from .training import (
+    HIDDEN,
+    TrainingNode,
     configs,
     draw_batches,
     lora_outputs,
     model_input,
     model_output,
-    train_on_model,
     training_inputs,
     vae_input,
 )
 
 
-class TrainLoRA(io.ComfyNode):
+class TrainLoRA(TrainingNode, io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -47,22 +48,31 @@ class TrainLoRA(io.ComfyNode):
                 io.Clip.Output("clip", tooltip="The text encoder for the same sampling."),
                 *lora_outputs(),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=HIDDEN,
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, training_images, network=None, settings=None, **training) -> io.NodeOutput:
-        network, config = configs(presets.LORA, network, settings, training)
-        host.check_network(model, network)
-        examples = _encode_examples(model, clip, vae, training_images)
+    def prepare(
+        cls, model, clip, vae, training_images, network=None, settings=None, lora=None, **training
+    ) -> host.Training:
+        network, config = configs(presets.LORA, network, settings, lora, training)
+        trains_text = host.check_network(model, network, clip) or (network is None and host.has_text_encoder(lora))
+        if config.text_encoder_learning_rate and not trains_text:
+            raise ValueError(
+                "text_encoder_learning_rate is set and the text encoder is not trained: add BASE to LoRA Network's blocks "
+                "(all, BASE), or set it to 0."
+            )
+        captions = [image.caption for image in training_images]
+        conditionings = captions if trains_text else host.HostTextEncoder(clip).encode(captions)
+        examples = _encode_examples(model, vae, training_images, conditionings)
         batches = draw_batches(examples, config, [image.repeats for image in training_images])
-        trained, lora, loss = train_on_model(
-            cls, model, network, config, Denoise(examples, batches, config), {METHOD: "LoRA"}
+        method = Denoise(examples, batches, config, host.TrainedTextEncoder(clip) if trains_text else None)
+        return host.Training(
+            model, network, config, method, {METHOD: "LoRA"}, clip=clip if trains_text else None, lora=lora
         )
-        return io.NodeOutput(trained, clip.clone(), lora, loss)
 
 
-class TrainILECO(io.ComfyNode):
+class TrainILECO(TrainingNode, io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -116,11 +126,11 @@ class TrainILECO(io.ComfyNode):
                 ),
             ],
             outputs=[model_output(), *lora_outputs()],
-            hidden=[io.Hidden.unique_id],
+            hidden=HIDDEN,
         )
 
     @classmethod
-    def execute(
+    def prepare(
         cls,
         model,
         original,
@@ -132,13 +142,15 @@ class TrainILECO(io.ComfyNode):
         preserve=None,
         network=None,
         settings=None,
+        lora=None,
         **training,
-    ) -> io.NodeOutput:
-        network, config = configs(presets.ILECO, network, settings, training)
+    ) -> host.Training:
+        network, config = configs(presets.ILECO, network, settings, lora, training)
+        host.check_network(model, network)
         pairs = _pair_prompts(host.read_conditioning(original), host.read_conditioning(target))
         preserved = host.read_conditioning(preserve) if preserve else []
         method = ILECO(pairs, preserved, host.latent_shape(model, width, height), denoise_steps, guidance, config)
-        return io.NodeOutput(*train_on_model(cls, model, network, config, method, {METHOD: "iLECO"}))
+        return host.Training(model, network, config, method, {METHOD: "iLECO"}, lora=lora)
 
 
 def _side_input(name: str) -> io.Input:
@@ -152,9 +164,10 @@ def _side_input(name: str) -> io.Input:
     )
 
 
-def _encode_examples(model: Any, clip: Any, vae: Any, images: list[TrainingImage]) -> list[TrainingExample]:
+def _encode_examples(
+    model: Any, vae: Any, images: list[TrainingImage], conditionings: list[Conditioning]
+) -> list[TrainingExample]:
     latents = host.encode_images(vae, model, [image.pixels for image in images])
-    conditionings = host.HostTextEncoder(clip).encode([image.caption for image in images])
     return [
         TrainingExample(latent, conditioning, None if image.mask is None else mask_at(image.mask, latent))
         for latent, conditioning, image in zip(latents, conditionings, images)

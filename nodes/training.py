@@ -11,11 +11,11 @@ from comfy_api.latest import io
 from ..trainer import data
 from ..trainer.config import NetworkConfig, TrainingConfig
 from ..trainer.data import TrainingExample
-from ..trainer.methods import Method
 from ..trainer.presets import Preset
 from . import host
-from .files import LoRAModel, keep_unfinished
+from .files import LoRAModel
 from .progress import TrainingProgress
+from .results import TrainingResults, state_of
 from .settings import Network, Settings
 
 
@@ -73,7 +73,16 @@ def training_inputs(
             tooltip=f"From Training Settings. Unwired: {training.optimizer}, {training.lr_scheduler}, "
             f"min-SNR gamma {training.snr_gamma:g}, timesteps {training.min_timestep} to {training.max_timestep}.",
         ),
+        LoRAModel.Input(
+            "lora",
+            optional=True,
+            tooltip="A LoRA to go on from, of any program. One of ours goes on at its step, with the optimizer's state while that "
+            "is on disk, until it has `steps` in all; any other starts a training from its weights. Unwired network: the LoRA's own.",
+        ),
     ]
+
+
+HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt]
 
 
 def model_output() -> io.Output:
@@ -87,30 +96,44 @@ def lora_outputs(lora: str = "Goes into Save LoRA, or into the host's Load LoRA 
     ]
 
 
-def configs(
-    preset: Preset, network: NetworkConfig | None, settings: TrainingConfig | None, training: dict[str, Any]
-) -> tuple[NetworkConfig, TrainingConfig]:
-    """Return what is wired, else the preset, with the node's own steps, batch_size, learning_rate and seed."""
-    return network or preset.network, replace(settings or preset.training, **training)
+class TrainingNode:
+    """What training nodes do alike: take a result from disk where the same was trained before, else train.
 
-
-def train_on_model(
-    node: type[io.ComfyNode],
-    model: Any,
-    network: NetworkConfig,
-    config: TrainingConfig,
-    method: Method,
-    labels: dict[str, str],
-    trained_on: Any = None,
-) -> tuple[Any, dict[str, torch.Tensor], dict[str, list[float]]]:
-    """Train a LoRA and return the model with it, the LoRA and its losses.
-
-    labels: what the LoRA's file shall say beside the settings
-    trained_on: the model as it is in training, if not bare
+    Beside `define_schema` a node has `prepare(cls, **inputs) -> host.Training`.
     """
-    progress = TrainingProgress(node.hidden.unique_id, config.steps)
-    lora, losses = host.train_lora(trained_on or model, network, config, method, progress, keep_unfinished, labels)
-    return host.with_lora(model, lora), lora, {"loss": losses}
+
+    @classmethod
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        results = TrainingResults(cls, inputs)
+        finished = results.recall()
+        if finished is None:
+            training = cls.prepare(**inputs)
+            state = results.unfinished() or (state_of(training.lora) if training.lora else None)
+            finished = host.train_lora(training, TrainingProgress(cls, training.config.steps), results.keep, state)
+        lora, losses = finished
+        models = [host.with_lora(the_one(inputs["model"]), lora)]
+        if "clip" in inputs:
+            models.append(host.clip_with_lora(inputs["clip"], lora))
+        return io.NodeOutput(*models, lora, {"loss": losses})
+
+
+def configs(
+    preset: Preset,
+    network: NetworkConfig | None,
+    settings: TrainingConfig | None,
+    lora: dict[str, torch.Tensor] | None,
+    training: dict[str, Any],
+) -> tuple[NetworkConfig | None, TrainingConfig]:
+    """Return what is wired, else the preset, with the node's own steps, batch_size, learning_rate and seed.
+
+    Where a LoRA is trained on and no network is wired, there is no network: the LoRA's own is taken.
+    """
+    return network or (None if lora else preset.network), replace(settings or preset.training, **training)
+
+
+def the_one(value: Any) -> Any:
+    """Return what comes alone, or alone in a list."""
+    return value[0] if isinstance(value, (list, tuple)) else value
 
 
 def draw_batches(examples: Sequence[TrainingExample], config: TrainingConfig, repeats: Sequence[int] | None = None):

@@ -30,6 +30,15 @@ args.cpu = not torch.cuda.is_available()  # the host decides at import, and fail
 args.use_pytorch_cross_attention = True  # as our server is started: its default on the CPU is slow
 
 
+@pytest.fixture(autouse=True)
+def output_folder(tmp_path, monkeypatch) -> Path:
+    """ComfyUI's output folder for nodes that run in the test's own process: an empty one."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    return tmp_path / "output"
+
+
 @pytest.fixture(scope="session")
 def shapes_checkpoint() -> Path:
     """The demonstration model as the set-up assembles it."""

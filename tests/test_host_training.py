@@ -15,6 +15,7 @@ from comfy.model_management import InterruptProcessingException
 from pack.nodes import host
 from pack.tools.shapes.train import pixels
 from pack.tools.shapes.world import random_scene
+from pack.trainer.blocks import choose_layers
 from pack.trainer.config import NETWORK_TYPES, NetworkConfig, TrainingConfig
 from pack.trainer.data import TrainingExample, draw_batches
 from pack.trainer.files import save_lora
@@ -43,14 +44,28 @@ def examples(shapes) -> list[TrainingExample]:
 
 
 def run_training(
-    model, examples, on_step=lambda *_: None, network=NetworkConfig(rank=4), keep=lambda lora: None, **settings
+    model, examples, on_step=lambda *_: None, network=NetworkConfig(rank=4), keep=lambda *_: None, **settings
 ):
     config = TrainingConfig(**{"steps": 4, "batch_size": 2, "learning_rate": 1e-3, "seed": 5, **settings})
     batches = draw_batches(
         [e.latent.shape for e in examples], config.batch_size, torch.Generator().manual_seed(config.seed)
     )
     with torch.inference_mode():
-        return host.train_lora(model, network, config, Denoise(examples, batches, config), on_step, keep, {})
+        training = host.Training(model, network, config, Denoise(examples, batches, config), {})
+        return host.train_lora(training, Watched(on_step), keep)
+
+
+class Watched:
+    """A Progress that calls a function."""
+
+    def __init__(self, on_step):
+        self.on_step = on_step
+
+    def begin(self, *_):
+        pass
+
+    def __call__(self, *figures):
+        self.on_step(*figures)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +234,7 @@ def test_the_model_out_of_training_predicts_as_the_network_did_in_training(shape
         merged = denoiser.predict(x_t, sigma, conditions)
     with host.open_training(model, False) as (denoiser, layers), torch.no_grad():
         bare = denoiser.predict(x_t, sigma, conditions)
-        network = LoRANetwork(layers, config, host.lora_key_of(model), seed=5)
+        network = LoRANetwork.create(choose_layers(layers, config), config, host.lora_key_of(model), seed=5)
         fill(network, lora)
         with network.injected():
             adapted = denoiser.predict(x_t, sigma, conditions)
@@ -237,9 +252,10 @@ def fill(network: LoRANetwork, lora: dict[str, torch.Tensor]) -> None:
 def test_what_a_stopped_training_has_learned_is_kept(shapes, examples):
     kept = []
     with pytest.raises(InterruptProcessingException):
-        run_training(shapes[0], examples, raise_at(2, InterruptProcessingException()), steps=9, keep=kept.append)
-    assert len(kept) == 1 and kept[0].metadata["ss_seed"] == "5"
-    assert all(kept[0][key].any() for key in kept[0] if key.endswith("lora_up.weight"))
+        run_training(shapes[0], examples, raise_at(2, InterruptProcessingException()), steps=9, keep=lambda *what: kept.append(what))
+    ((lora, losses, state, milestone),) = kept
+    assert lora.metadata["ss_seed"] == "5" and len(losses) == 2 and state["losses"] == losses and not milestone
+    assert all(lora[key].any() for key in lora if key.endswith("lora_up.weight"))
 
 
 def test_the_same_seed_gives_the_same_lora(shapes, examples):

@@ -7,55 +7,13 @@ import math
 import pytest
 import torch
 from pack.trainer.config import NetworkConfig, TrainingConfig
-from pack.trainer.data import TrainingExample, draw_batches
+from pack.trainer.data import draw_batches
 from pack.trainer.denoiser import FlowPrediction, NoisePrediction, VPrediction
-from pack.trainer.loop import NonFiniteLoss, train
+from pack.trainer.loop import NonFiniteLoss
 from pack.trainer.loss import step_loss
 from pack.trainer.methods import StepOutput
-from pack.trainer.methods.denoise import Denoise
-from pack.trainer.network import LoRANetwork
 from pack.trainer.noise import draw_sigma
-from pack.trainer.optimizer import SCHEDULES, create_optimizer, create_schedule, read_settings
-from torch import nn
-
-
-class TinyModel(nn.Module):
-    """A Denoiser with one adaptable layer: prediction = layer(x_t) + conditioning."""
-
-    device, dtype = torch.device("cpu"), torch.float32
-
-    def __init__(self, parameterization=None) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.blocks = nn.ModuleList([nn.ModuleDict({"layer": nn.Linear(4, 4)})]).requires_grad_(False)
-        self.parameterization = parameterization or NoisePrediction()
-
-    def sigma_at(self, t):
-        return 0.03 + t / 100
-
-    def add_noise(self, x0, noise, sigma):
-        return x0 + sigma.view(-1, 1, 1, 1) * noise
-
-    def predict(self, x_t, sigma, conditioning):
-        scaled = x_t / (sigma.view(-1, 1, 1, 1) ** 2 + 1).sqrt()
-        return self.blocks[0]["layer"](scaled) + torch.tensor(conditioning).view(-1, 1, 1, 1)
-
-
-EXAMPLES = [TrainingExample(torch.full((2, 4, 4), float(i)), 0.1 * i) for i in range(4)]
-
-
-def make_training(steps=6, examples=EXAMPLES, **settings):
-    config = TrainingConfig(**{"steps": steps, "batch_size": 2, "learning_rate": 1e-2, "seed": 7, **settings})
-    model = TinyModel()
-    network = LoRANetwork(model, NetworkConfig(rank=2, alpha=2), key_of=str, seed=3)
-    batches = draw_batches(
-        [e.latent.shape for e in examples], config.batch_size, torch.Generator().manual_seed(config.seed)
-    )
-    return model, network, Denoise(examples, batches, config), config
-
-
-def weights(network) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in network.parameters()]
+from tiny_training import EXAMPLES, TinyModel, make_training, train, weights
 
 
 def test_training_is_a_plain_loop_of_torchs_own_parts():
@@ -288,52 +246,6 @@ def test_one_timestep_serves_the_batch_if_asked():
     assert len(draw_t(TrainingConfig(), NoisePrediction(), 8).unique()) > 1
 
 
-def rates(scheduler: str, settings: str = "", steps: int = 10, warmup: int = 0) -> list[float]:
-    config = TrainingConfig(
-        steps=steps, learning_rate=1.0, lr_scheduler=scheduler, lr_scheduler_settings=settings, warmup_steps=warmup
-    )
-    optimizer = create_optimizer(config, [torch.zeros(1, requires_grad=True)])
-    schedule = create_schedule(config, optimizer)
-    seen = []
-    for _ in range(steps):
-        seen.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    return seen
-
-
-@pytest.mark.parametrize(
-    "scheduler, settings, expected",
-    [
-        ("constant", "", [1.0] * 10),
-        ("linear", "", [1 - i / 10 for i in range(10)]),
-        ("cosine", "", [(1 + math.cos(math.pi * i / 10)) / 2 for i in range(10)]),
-        ("cosine", "eta_min=0.2", [0.2 + 0.4 * (1 + math.cos(math.pi * i / 10)) for i in range(10)]),
-        ("cosine_with_restarts", "", [(1 + math.cos(math.pi * (i % 5) / 5)) / 2 for i in range(10)]),
-        ("polynomial", "power=3", [(1 - i / 10) ** 3 for i in range(10)]),
-    ],
-)
-def test_schedules_follow_their_formulas(scheduler, settings, expected):
-    assert rates(scheduler, settings) == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize("scheduler", SCHEDULES)
-def test_warm_up_rises_to_the_rate_and_the_schedule_begins_there(scheduler):
-    seen = rates(scheduler, steps=12, warmup=2)
-    assert seen[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
-    assert seen[2:] == pytest.approx(rates(scheduler, steps=10), abs=1e-6)
-
-
-def test_settings_are_read_as_written():
-    assert read_settings("x", "betas=(0.9, 0.99), weight_decay=0.01\nname=word, flag=True") == {
-        "betas": (0.9, 0.99),
-        "weight_decay": 0.01,
-        "name": "word",
-        "flag": True,
-    }
-    assert read_settings("x", "  ") == {}
-
-
 @pytest.mark.parametrize(
     "make, message",
     [
@@ -345,13 +257,6 @@ def test_settings_are_read_as_written():
         (lambda: NetworkConfig(rank=0), "rank is 0"),
         (lambda: NetworkConfig(alpha=0), "alpha is 0"),
         (lambda: NetworkConfig(network_type="dora"), "lierla, c3lier"),
-        (lambda: read_settings("optimizer_settings", "betas"), "key=value"),
-        (lambda: create_optimizer(TrainingConfig(optimizer="Adan9"), []), "AdamW"),
-        (
-            lambda: create_optimizer(TrainingConfig(optimizer_settings="beta=0.9"), [torch.zeros(1)]),
-            "beta, which AdamW does not take.*betas",
-        ),
-        (lambda: rates("cosine", "power=2"), "power, which CosineAnnealingLR does not take.*eta_min"),
     ],
 )
 def test_wrong_settings_get_one_sentence(make, message):

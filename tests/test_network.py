@@ -61,9 +61,9 @@ def unet() -> TinyUNet:
 
 def make_network(unet: nn.Module, **config) -> LoRANetwork:
     """A network whose `up` is not zero, so that it does something."""
-    network = LoRANetwork(
-        unet, NetworkConfig(**config), key_of=lambda name: "lora_unet_" + name.replace(".", "_"), seed=1
-    )
+    config = NetworkConfig(**config)
+    key_of = lambda name: "lora_unet_" + name.replace(".", "_")  # noqa: E731
+    network = LoRANetwork.create(choose_layers(unet, config), config, key_of, seed=1)
     generator = torch.Generator().manual_seed(2)
     for name, parameter in network.named_parameters():
         if name.endswith("up"):
@@ -104,7 +104,8 @@ def test_gradients_are_those_of_the_merged_weight():
 def test_a_new_lora_changes_nothing(unet):
     x = torch.randn(2, 4, 8, 8)
     before = unet(x)
-    with LoRANetwork(unet, NetworkConfig(), key_of=str, seed=0).injected():
+    config = NetworkConfig()
+    with LoRANetwork.create(choose_layers(unet, config), config, str, seed=0).injected():
         assert torch.equal(unet(x), before)
 
 

@@ -40,7 +40,7 @@ def pictures() -> list[torch.Tensor]:
 def no_page(monkeypatch):
     """The executor gives every node its id; there is none here."""
     for node in (TrainILECO, TrainCopyMachine, TrainDifference, TrainADDifT):
-        monkeypatch.setattr(node, "hidden", SimpleNamespace(unique_id="1"), raising=False)
+        monkeypatch.setattr(node, "hidden", SimpleNamespace(unique_id="1", prompt={}), raising=False)
 
 
 def encode(shapes, *texts: str) -> list:

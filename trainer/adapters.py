@@ -21,7 +21,7 @@ class Adapter(nn.Module):
     def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float) -> None:
         super().__init__()
         self.shape = layer.weight.shape  # (out, in) or (out, in, kernel, kernel)
-        self.alpha, self.scale = alpha, alpha / rank
+        self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
         self.placement: dict[str, Any] | None = None  # of a convolution
         if layer.weight.ndim > 2:
             self.placement = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
@@ -30,6 +30,16 @@ class Adapter(nn.Module):
         """Return the weights under their names in a file, detached, in float32 on the CPU."""
         weights = {self.names[name]: parameter.detach().cpu().clone() for name, parameter in self.named_parameters()}
         return {**weights, "alpha": torch.tensor(float(self.alpha))}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take the weights of `tensors()`. Raises ValueError where they are others or of other shapes."""
+        wanted = {self.names[name]: parameter for name, parameter in self.named_parameters()}
+        given = {name: tensor for name, tensor in tensors.items() if name != "alpha"}
+        if {name: p.numel() for name, p in wanted.items()} != {name: t.numel() for name, t in given.items()}:
+            raise ValueError(f"holds {_shapes(given)} and would need {_shapes(wanted)}")
+        with torch.no_grad():
+            for name, parameter in wanted.items():
+                parameter.copy_(given[name].view(parameter.shape))  # a 1x1 convolution may be stored as a matrix
 
     def has_learned(self) -> bool:
         """Tell whether the weights that start at zero have moved."""
@@ -51,6 +61,10 @@ class LoRALayer(Adapter):
 
     names = {"up": "lora_up.weight", "down": "lora_down.weight"}  # as in kohya's files
     zero_at_start = ("up",)
+
+    @staticmethod
+    def rank_of(tensors: dict[str, torch.Tensor]) -> int:
+        return len(tensors["lora_down.weight"])
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float, rng: torch.Generator) -> None:
         super().__init__(layer, rank, alpha)
@@ -74,6 +88,10 @@ class LoHaLayer(Adapter):
 
     names = {name: f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b")}
     zero_at_start = ("w2_a",)
+
+    @staticmethod
+    def rank_of(tensors: dict[str, torch.Tensor]) -> int:
+        return len(tensors["hada_w1_b"])
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float, rng: torch.Generator) -> None:
         super().__init__(layer, rank, alpha)
@@ -100,6 +118,12 @@ class LoKrLayer(Adapter):
 
     names = {name: f"lokr_{name}" for name in ("w1", "w2", "w2_a", "w2_b")}
     zero_at_start = ("w2", "w2_b")
+
+    @staticmethod
+    def rank_of(tensors: dict[str, torch.Tensor]) -> int:
+        if "lokr_w2_b" in tensors:
+            return len(tensors["lokr_w2_b"])
+        return max(tensors["lokr_w2"].shape[:2])  # any from half of that on stands for the whole matrix
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float, rng: torch.Generator) -> None:
         out_width, in_width, *kernel = layer.weight.shape
@@ -140,6 +164,27 @@ class _HadamardProduct(torch.autograd.Function):
         a1, b1, a2, b2 = ctx.saved_tensors
         first, second = gradient * (a2 @ b2), gradient * (a1 @ b1)
         return first @ b1.T, a1.T @ first, second @ b2.T, a2.T @ second
+
+
+KINDS: dict[str, type[Adapter]] = {"lierla": LoRALayer, "c3lier": LoRALayer, "loha": LoHaLayer, "lokr": LoKrLayer}
+
+
+def adapter_like(layer: nn.Linear | nn.Conv2d, tensors: dict[str, torch.Tensor]) -> Adapter:
+    """Return an adapter with the type, rank, alpha and weights of a layer in a LoRA file; without alpha it is the rank.
+
+    Raises ValueError for weights that no adapter here can hold.
+    """
+    kind = next((kind for kind in KINDS.values() if set(tensors) & set(kind.names.values())), None)
+    if kind is None:
+        raise ValueError(f"holds {_shapes(tensors)}, which is no LoRA, LoHa or LoKr")
+    rank = kind.rank_of(tensors)
+    adapter = kind(layer, rank, float(tensors.get("alpha", rank)), torch.Generator().manual_seed(0))
+    adapter.load(tensors)
+    return adapter
+
+
+def _shapes(tensors: dict[str, torch.Tensor]) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in tensors.items())
 
 
 def near_factors(number: int) -> tuple[int, int]:

@@ -9,17 +9,26 @@ from torch import nn
 
 from .config import NetworkConfig
 
+TEXT_ENCODER = "BASE"  # its block id, and what the names of its layers begin with
 _UNET_BLOCKS = {"input_blocks": "IN", "output_blocks": "OUT"}
+# What models call the two attentions of a block. SD3.5's `x_block.attn2` is no cross-attention.
+_ELEMENTS = {
+    "Full": "",
+    "CrossAttention": r"(?<!x_block)\.(attn2|cross_attn|cross_attention)(\.|$)",
+    "SelfAttention": r"\.(attn1|self_attn|self_attention)(\.|$)",
+}
 
 
 def block_id(layer_name: str) -> str | None:
     """Return the id of the block that a layer stands in, or None outside the blocks.
 
     U-Nets: IN00..IN11, M00, OUT00..OUT11 for `input_blocks.N`, `middle_block`, `output_blocks.N`. Other models: the
-    name of their list of blocks and the index, as in `double_blocks.07`.
+    name of their list of blocks and the index, as in `double_blocks.07`. BASE for the text encoder.
     """
     if layer_name.startswith("middle_block."):
         return "M00"
+    if layer_name.startswith(f"{TEXT_ENCODER}."):
+        return TEXT_ENCODER
     match = re.match(r"(\w+)\.(\d+)\.", layer_name)
     if match is None:
         return None
@@ -27,16 +36,24 @@ def block_id(layer_name: str) -> str | None:
     return f"{_UNET_BLOCKS[name]}{index:02d}" if name in _UNET_BLOCKS else f"{name}.{index:02d}"
 
 
-def choose_layers(model: nn.Module, config: NetworkConfig) -> dict[str, nn.Module]:
-    """Return the layers to adapt by name, in the model's order.
+def choose_layers(
+    model: nn.Module, config: NetworkConfig, text_encoder: nn.Module | None = None
+) -> dict[str, nn.Module]:
+    """Return the layers to adapt by name, in the model's order; the text encoder's, if BASE is chosen, come last.
 
     Raises ValueError where nothing is left, or a block is named that the model has not.
     """
     adaptable = {name: layer for name, layer in model.named_modules() if _is_adaptable(name, layer, model, config)}
     blocks = choose_blocks(config.blocks, sorted({block_id(name) for name in adaptable}))
-    chosen = {
-        name: layer for name, layer in adaptable.items() if block_id(name) in blocks and _has_element(name, config)
-    }
+    of_element = [name for name in adaptable if re.search(_ELEMENTS[config.element], name)]
+    if adaptable and not of_element:
+        raise ValueError(
+            f"This model has no {config.element} of its own: most models after SDXL have one attention for prompt and "
+            "picture together. Set element to Full."
+        )
+    chosen = {name: adaptable[name] for name in of_element if block_id(name) in blocks}
+    if TEXT_ENCODER in blocks:
+        chosen |= _text_layers(text_encoder)
     if not chosen:
         raise ValueError(
             f"No layer of this model is left with blocks {config.blocks!r} and element {config.element}: "
@@ -48,7 +65,8 @@ def choose_layers(model: nn.Module, config: NetworkConfig) -> dict[str, nn.Modul
 def choose_blocks(text: str, known: Iterable[str]) -> set[str]:
     """Read a list of blocks: ids, ranges and `all`, separated by commas; a leading minus takes away.
 
-    "IN04-IN08, M00" is those; "all, -M00" and "-M00" are all but one. Raises ValueError for an id not in `known`.
+    "IN04-IN08, M00" is those; "all, -M00" and "-M00" are all but one; BASE, the text encoder, is never part of `all`.
+    Raises ValueError for an id not in `known`.
     """
     known = list(known)
     parts = [part.strip() for part in text.split(",") if part.strip()] or ["all"]
@@ -64,25 +82,44 @@ def choose_blocks(text: str, known: Iterable[str]) -> set[str]:
 def _named_blocks(part: str, known: list[str]) -> set[str]:
     if part.lower() == "all":
         return set(known)
+    if part.upper() == TEXT_ENCODER:
+        return {TEXT_ENCODER}
     ends = [end.strip() for end in part.split("-")]
     by_lower = {name.lower(): name for name in known}
     missing = [end for end in ends if end.lower() not in by_lower]
     if missing or len(ends) > 2:
         raise ValueError(
-            f"There is no block {missing[0] if missing else part!r} to train in this model: it has {', '.join(known)}."
+            f"There is no block {missing[0] if missing else part!r} to train in this model: it has {', '.join(known)}, and {TEXT_ENCODER} for the text encoder."
         )
     first, last = (known.index(by_lower[end.lower()]) for end in (ends[0], ends[-1]))
     return set(known[first : last + 1])
 
 
 def _is_adaptable(name: str, layer: nn.Module, model: nn.Module, config: NetworkConfig) -> bool:
-    if block_id(name) is None:
+    if block_id(name) is None or not _in_blocks(name, model):
         return False
     if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
         return _in_attention(name, model)
     if name.startswith("input_blocks.0."):  # the first convolution reads the latents; it is of no residual block
         return False
     return config.network_type != "lierla" and isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)
+
+
+def _in_blocks(name: str, model: nn.Module) -> bool:
+    """Tell whether a layer stands in a block; embedders are sequences, whose layers are numbered like blocks."""
+    return hasattr(model, "input_blocks") or isinstance(getattr(model, name.split(".")[0]), nn.ModuleList)
+
+
+def _text_layers(text_encoder: nn.Module | None) -> dict[str, nn.Module]:
+    if text_encoder is None:
+        raise ValueError(
+            f"blocks has {TEXT_ENCODER}, the text encoder, which Train LoRA alone trains: leave it out of LoRA Network's blocks."
+        )
+    return {
+        f"{TEXT_ENCODER}.{name}": layer
+        for name, layer in text_encoder.named_modules()
+        if isinstance(layer, nn.Linear) and re.search(r"\.(layers|block)\.\d+\.", name)
+    }
 
 
 def _in_attention(name: str, model: nn.Module) -> bool:
@@ -92,8 +129,3 @@ def _in_attention(name: str, model: nn.Module) -> bool:
         return True
     parts = name.split(".")
     return any(hasattr(model.get_submodule(".".join(parts[:i])), "transformer_blocks") for i in range(1, len(parts)))
-
-
-def _has_element(name: str, config: NetworkConfig) -> bool:
-    wanted = {"Full": "", "CrossAttention": ".attn2.", "SelfAttention": ".attn1."}[config.element]
-    return wanted in name

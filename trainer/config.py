@@ -39,6 +39,11 @@ class NetworkConfig:
         _check_above("alpha", self.alpha, 0)
         _check_least("conv_rank", self.conv_rank, 0)
         _check_least("conv_alpha", self.conv_alpha, 0)
+        if self.network_type == "lierla" and (self.conv_rank or self.conv_alpha):
+            raise ValueError(
+                "conv_rank and conv_alpha are of the 3x3 convolutions, which network type lierla leaves alone: set them "
+                "to 0, or take c3lier, loha or lokr."
+            )
         if self.element != "Full" and self.network_type == "c3lier":
             raise ValueError(
                 f"element {self.element} leaves only attention layers, and network type c3lier is there for the "
@@ -64,7 +69,9 @@ class TrainingConfig:
     gradient_accumulation: batches an update, 1 or more
     max_grad_norm: gradients longer than this are scaled down to it; 0 switches it off
     gradient_checkpointing: whether activations are computed again in the backward pass, for less memory
+    text_encoder_learning_rate: of the text encoder's part of the LoRA; 0 takes learning_rate
     precision: type of the network's activations, or "as loaded"; the LoRA's own weights are always float32
+    save_every: steps after which the LoRA is written to disk, again and again; 0 writes it at the end alone
     """
 
     steps: int = 1000
@@ -84,12 +91,14 @@ class TrainingConfig:
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
+    text_encoder_learning_rate: float = 0.0
     precision: str = "as loaded"
+    save_every: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "gradient_accumulation"):
             _check_least(name, getattr(self, name), 1)
-        for name in ("warmup_steps", "snr_gamma", "max_grad_norm", "seed"):
+        for name in ("warmup_steps", "snr_gamma", "max_grad_norm", "seed", "text_encoder_learning_rate", "save_every"):
             _check_least(name, getattr(self, name), 0)
         _check_above("learning_rate", self.learning_rate, 0)
         _check_choice("loss", self.loss, LOSSES)

@@ -40,7 +40,7 @@ class TextEncoder(Protocol):
     """A loaded text encoder."""
 
     def encode(self, captions: Sequence[str]) -> list[Conditioning]:
-        """Return each caption's conditioning."""
+        """Return each caption's conditioning, with gradients where the encoder is trained."""
 
 
 class Parameterization(Protocol):

@@ -1,10 +1,10 @@
-"""The one training loop."""
+"""The one training loop, which can stop and go on."""
 
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
-from typing import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Callable, Iterator
 
 import torch
 
@@ -13,7 +13,9 @@ from .denoiser import Denoiser
 from .loss import step_loss
 from .methods import Method
 from .network import LoRANetwork
-from .optimizer import create_optimizer, create_schedule
+from .optimizer import create_optimizer
+from .schedule import advance, create_schedule
+from .state import State
 
 logger = logging.getLogger(__name__)
 
@@ -28,36 +30,138 @@ class NonFiniteLoss(RuntimeError):
     """The loss or its gradient became infinite or no number; the network holds the weights from before."""
 
 
-def train(
-    model: Denoiser, network: LoRANetwork, method: Method, config: TrainingConfig, on_step: OnStep
-) -> list[float]:
-    """Train the network and return the loss of each step.
+class TrainingRun:
+    """A network in training: its optimizer, its schedule, and how far they are."""
 
-    `on_step` is told of a step while the next one runs, so that nothing waits for the device. What it raises ends the
-    training, and the network keeps what it has learned. Raises NonFiniteLoss.
-    """
-    parameters = list(network.parameters())
-    optimizer = create_optimizer(config, parameters)
-    schedule = create_schedule(config, optimizer)
-    rng = torch.Generator(model.device).manual_seed(config.seed)
-    losses: list[float] = []
-    before = [p.detach().clone() for p in parameters]  # the weights before the step that is not known to be finite
-    pending = None
-    with network.injected():
-        for step in range(config.steps):
-            loss = _accumulate_gradients(model, network, method, config, step, rng)
-            norm = _clip(parameters, config.max_grad_norm)
-            if step == 0:
-                network.check_reached()
-            if pending is not None:
-                _finish_step(pending, losses, parameters, before, on_step)
-            pending = _PendingStep(step + 1, loss, norm, optimizer.param_groups[0]["lr"])
-            _copy(parameters, before)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
-        _finish_step(pending, losses, parameters, before, on_step)
-    return losses
+    def __init__(self, model: Denoiser, network: LoRANetwork, method: Method, config: TrainingConfig) -> None:
+        self._model, self._network, self._method, self._config = model, network, method, config
+        self._optimizer = create_optimizer(config, network.parameter_groups(config))
+        self._schedule = create_schedule(config, self._optimizer)
+        self._rng = torch.Generator(model.device).manual_seed(config.seed)
+        self._rng_state = self._rng.get_state()  # from before the step in hand
+        self._parameters = list(network.parameters())
+        self._before = [p.detach().clone() for p in self._parameters]  # from before the step not known to be finite
+        self._pending: _PendingStep | None = None
+        self._whole = True  # whether weights and optimizer are of the same step
+        self.losses: list[float] = []  # one for each step that is done
+
+    def train(self, on_step: OnStep) -> None:
+        """Train until the config's steps are done.
+
+        `on_step` is told of a step while the next one runs, so that nothing waits for the device. What it raises ends
+        the training; the network keeps the steps that are done. Raises NonFiniteLoss.
+        """
+        self._set_mode("train")
+        try:
+            with self._network.injected():
+                for step in range(len(self.losses), self._config.steps):
+                    self._run_step(step, on_step)
+                self._rng_state = self._rng.get_state()
+                self._finish_step(on_step)
+        except BaseException:
+            self._settle()
+            raise
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the LoRA as it is to be used, under its keys in a file."""
+        with self._averaged():
+            return self._network.weights()
+
+    def state(self) -> State | None:
+        """Return what `go_on` needs to train as if there had been no stop, or None if a step was cut in two."""
+        if not self._whole:
+            return None
+        return {
+            "optimizer_name": self._config.optimizer,
+            "losses": self.losses,
+            "weights": [p.detach() for p in self._parameters],
+            "optimizer": self._optimizer.state_dict(),
+            "rng": self._rng_state,
+        }
+
+    def go_on(self, state: State) -> None:
+        """Take up a training where its state was taken. Raises ValueError if no step is left, or the optimizer is another."""
+        done = len(state["losses"])
+        if done >= self._config.steps:
+            raise ValueError(
+                f"The LoRA has been trained for {done} steps and steps is {self._config.steps}: set steps to how many it "
+                "shall have in all."
+            )
+        if state["optimizer_name"] != self._config.optimizer:
+            raise ValueError(
+                f"The LoRA has been trained with {state['optimizer_name']} and the settings say {self._config.optimizer}: "
+                "go on with the same optimizer."
+            )
+        _copy(state["weights"], self._parameters)
+        _copy(state["weights"], self._before)
+        for step in range(done):
+            advance(self._schedule, state["losses"][step - 1] if step else None)
+        rates = [{key: group[key] for key in ("lr", "initial_lr")} for group in self._optimizer.param_groups]
+        self._optimizer.load_state_dict(state["optimizer"])
+        for group, rate in zip(self._optimizer.param_groups, rates):
+            group.update(rate)  # the schedule of now, which may be longer
+        self._method.skip(done * self._config.gradient_accumulation)
+        if state["rng"].shape == self._rng_state.shape:  # else it was trained on another kind of device
+            self._rng.set_state(state["rng"])
+        self._rng_state = self._rng.get_state()
+        self.losses = list(state["losses"])
+
+    def _run_step(self, step: int, on_step: OnStep) -> None:
+        self._rng_state = self._rng.get_state()
+        loss = _accumulate_gradients(self._model, self._network, self._method, self._config, step, self._rng)
+        norm = _clip(self._parameters, self._config.max_grad_norm)
+        self._network.check_reached()
+        self._finish_step(on_step)
+        self._whole = False
+        _copy(self._parameters, self._before)
+        rate = self._optimizer.param_groups[0]["lr"]
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        advance(self._schedule, self.losses[-1] if self.losses else None)
+        self._pending, self._whole = _PendingStep(step + 1, loss, norm, rate), True
+
+    def _finish_step(self, on_step: OnStep) -> None:
+        """Wait for the step before and tell of it."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        loss, finite = pending.read()
+        if not finite:
+            self._whole = False
+            raise NonFiniteLoss(
+                f"The loss became {loss} in step {pending.step}, or its gradient was not finite: lower the "
+                "learning rate, or set precision to bf16 or fp32. The LoRA up to the step before is kept."
+            )
+        self.losses.append(loss)
+        on_step(pending.step, loss, pending.learning_rate)
+
+    def _settle(self) -> None:
+        """Leave weights and optimizer as they were after the last step that is done."""
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._pending is not None:
+            loss, finite = self._pending.read()
+            self._pending, self._whole = None, finite
+            if finite:
+                self.losses.append(loss)
+        if not self._whole:
+            _copy(self._before, self._parameters)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Hold in the network what a schedule-free optimizer has averaged, and then exactly what was there."""
+        weights = [p.detach().clone() for p in self._parameters]
+        if self._whole:
+            self._set_mode("eval")
+        try:
+            yield
+        finally:
+            if self._whole:
+                self._set_mode("train")
+            _copy(weights, self._parameters)
+
+    def _set_mode(self, mode: str) -> None:
+        if hasattr(self._optimizer, mode):  # a schedule-free one
+            getattr(self._optimizer, mode)()
 
 
 def _accumulate_gradients(
@@ -115,21 +219,3 @@ class _PendingStep:
 @torch.no_grad()
 def _copy(source: list[torch.Tensor], destination: list[torch.Tensor]) -> None:
     torch._foreach_copy_(destination, source)
-
-
-def _finish_step(
-    pending: _PendingStep,
-    losses: list[float],
-    parameters: list[torch.Tensor],
-    before: list[torch.Tensor],
-    on_step: OnStep,
-) -> None:
-    loss, finite = pending.read()
-    if not finite:
-        _copy(before, parameters)
-        raise NonFiniteLoss(
-            f"The loss became {loss} in step {pending.step}, or its gradient was not finite: lower the "
-            "learning rate, or set precision to bf16 or fp32. The LoRA up to the step before is kept."
-        )
-    losses.append(loss)
-    on_step(pending.step, loss, pending.learning_rate)

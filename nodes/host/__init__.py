@@ -5,17 +5,23 @@ Everything the trainer needs is made here out of the host's MODEL, CLIP and VAE,
 
 from .inputs import HostTextEncoder, encode_images, latent_shape, read_conditioning
 from .lora import is_large, lora_key_of, with_lora
-from .training import check_network, open_training, train_lora
+from .text_encoder import TrainedTextEncoder, clip_with_lora, has_text_encoder, text_key_of
+from .training import Training, check_network, open_training, train_lora
 
 __all__ = [
     "HostTextEncoder",
+    "TrainedTextEncoder",
+    "Training",
     "check_network",
+    "clip_with_lora",
     "encode_images",
+    "has_text_encoder",
     "is_large",
     "latent_shape",
     "lora_key_of",
     "open_training",
     "read_conditioning",
+    "text_key_of",
     "train_lora",
     "with_lora",
 ]

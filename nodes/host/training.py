@@ -4,34 +4,76 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager, nullcontext
-from typing import Callable, Iterator
+from dataclasses import dataclass
+from typing import Callable, Iterator, Protocol
 
 import comfy.model_management
 import torch
 
-from ...trainer.blocks import choose_layers
+from ...trainer.blocks import TEXT_ENCODER, block_id, choose_layers
 from ...trainer.checkpointing import checkpointed
 from ...trainer.config import NetworkConfig, TrainingConfig
 from ...trainer.files import LoRAWeights, training_metadata
-from ...trainer.loop import OnStep, train
+from ...trainer.loop import TrainingRun
 from ...trainer.methods import Method
 from ...trainer.network import LoRANetwork
+from ...trainer.state import State
 from .denoiser import HostDenoiser, Patcher
+from .layer_weights import sort_by_layer
 from .lora import lora_key_of, model_family
+from .text_encoder import Clip, text_key_of
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """One training of a MODEL.
+
+    model: as it is in training, with a copy machine on it where the method wants one
+    network: which layers and how large; None takes what `lora` has
+    labels: added to the metadata of the LoRA
+    clip: whose text encoder is trained too where the network has BASE
+    lora: to start from
+    """
+
+    model: Patcher
+    network: NetworkConfig | None
+    config: TrainingConfig
+    method: Method
+    labels: dict[str, str]
+    clip: Clip | None = None
+    lora: dict[str, torch.Tensor] | None = None
+
+
+class Progress(Protocol):
+    """What a training tells while it goes on. What it raises ends the training."""
+
+    def begin(self, layers: int, parameters: int, done: int) -> None:
+        """Be told of the size of the LoRA, and of the steps it has behind it."""
+
+    def __call__(self, step: int, loss: float, learning_rate: float) -> None:
+        """Be told of a step that is done."""
+
+
+# What is left on disk: the LoRA, its losses, its state if it has a whole one, and whether `save_every` asks for it.
+Keep = Callable[[LoRAWeights, list[float], State | None, bool], object]
 
 
 @contextmanager
-def open_training(patcher: Patcher, gradient_checkpointing: bool) -> Iterator[tuple[HostDenoiser, torch.nn.Module]]:
+def open_training(
+    patcher: Patcher, gradient_checkpointing: bool, clip: Clip | None = None
+) -> Iterator[tuple[HostDenoiser, torch.nn.Module]]:
     """Load a MODEL for training and give its Denoiser and the network inside it until the block ends.
 
-    Whatever ends the block, the model is as it was: weights, flags, layers.
+    Whatever ends the block, the model is as it was: weights, flags, layers. A CLIP is loaded and left likewise.
     """
     with torch.inference_mode(False), torch.enable_grad():
         if patcher.is_dynamic():  # its weights leave the device right after each layer, which autograd must not see
             patcher = _load_plain(patcher)
+        patchers = [patcher] if clip is None else [patcher, clip.patcher]
         # More memory than there is: every other model leaves the device.
-        comfy.model_management.load_models_gpu([patcher], memory_required=1e20, force_full_load=True)
-        _make_normal(patcher.model)
+        comfy.model_management.load_models_gpu(patchers, memory_required=1e20, force_full_load=True)
+        for each in patchers:
+            _make_normal(each.model)
         patcher.pre_run()
         try:
             layers = patcher.model.diffusion_model
@@ -42,38 +84,70 @@ def open_training(patcher: Patcher, gradient_checkpointing: bool) -> Iterator[tu
 
 
 def train_lora(
-    patcher: Patcher,
-    network_config: NetworkConfig,
-    config: TrainingConfig,
-    method: Method,
-    on_step: OnStep,
-    keep: Callable[[LoRAWeights], object],
-    labels: dict[str, str],
+    training: Training, progress: Progress, keep: Keep, state: State | None = None
 ) -> tuple[LoRAWeights, list[float]]:
-    """Train a new LoRA for a MODEL by a method; return its weights and the loss of each step.
+    """Train a LoRA; return its weights and the loss of each step.
 
-    Where the training ends early, `keep` is given the LoRA so far. `labels` are added to its metadata.
+    keep: is given the LoRA, its losses and its state at the end, at an early end too, and every `save_every` steps
+    state: of a training that ended early, to go on from
     """
-    started = time.time()
-    with open_training(patcher, config.gradient_checkpointing) as (model, layers):
-        network = LoRANetwork(layers, network_config, lora_key_of(patcher), config.seed)
+    started, config, clip = time.time(), training.config, training.clip
+    with open_training(training.model, config.gradient_checkpointing, clip) as (model, unet):
+        network = _create_network(training, unet)
+        run = TrainingRun(model, network, training.method, config)
+        if state is not None:
+            run.go_on(state)
 
-        def trained() -> LoRAWeights:
-            metadata = training_metadata(network_config, config, model_family(patcher), started)
-            return LoRAWeights(network.weights(), {**metadata, **labels})
+        def keep_all(milestone: bool = False) -> LoRAWeights:
+            metadata = training_metadata(network.config, config, model_family(training.model), started)
+            lora = LoRAWeights(run.weights(), {**metadata, **training.labels})
+            keep(lora, run.losses, run.state(), milestone)
+            return lora
 
+        def on_step(step: int, loss: float, learning_rate: float) -> None:
+            progress(step, loss, learning_rate)
+            if config.save_every and step % config.save_every == 0 and step < config.steps:
+                keep_all(milestone=True)
+
+        progress.begin(*network.size(), len(run.losses))
         try:
-            losses = train(model, network, method, config, on_step)
+            run.train(on_step)
         except BaseException:  # cancelling is one, too
             if network.has_learned():
-                keep(trained())
+                keep_all()
             raise
-    return trained(), losses
+        return keep_all(), run.losses
 
 
-def check_network(patcher: Patcher, config: NetworkConfig) -> None:
-    """Raise ValueError if a network cannot be made for a MODEL, before anything is encoded for it."""
-    choose_layers(patcher.model.diffusion_model, config)
+def _create_network(training: Training, unet: torch.nn.Module) -> LoRANetwork:
+    patcher, clip = training.model, training.clip
+    keys = lora_key_of(patcher), text_key_of(clip) if clip else None
+    key_of = lambda name: keys[block_id(name) == TEXT_ENCODER](name)  # noqa: E731
+    text_encoder = clip.cond_stage_model if clip else None
+    if training.lora is None:
+        layers = choose_layers(unet, training.network, text_encoder)
+        return LoRANetwork.create(layers, training.network, key_of, training.config.seed)
+    weights = sort_by_layer(patcher, clip, training.lora)
+    if training.network is None:
+        layers = dict(unet.named_modules())
+        layers |= {f"{TEXT_ENCODER}.{name}": layer for name, layer in text_encoder.named_modules()} if clip else {}
+        return LoRANetwork.like({name: layer for name, layer in layers.items() if name in weights}, weights, key_of)
+    network = LoRANetwork.create(
+        choose_layers(unet, training.network, text_encoder), training.network, key_of, training.config.seed
+    )
+    network.load(weights)
+    return network
+
+
+def check_network(patcher: Patcher, config: NetworkConfig | None, clip: Clip | None = None) -> bool:
+    """Tell whether the text encoder is trained, too.
+
+    Raises ValueError if a network cannot be made for a MODEL, before anything is encoded for it.
+    """
+    if config is None:
+        return False
+    layers = choose_layers(patcher.model.diffusion_model, config, clip and clip.cond_stage_model)
+    return any(block_id(name) == TEXT_ENCODER for name in layers)
 
 
 def _load_plain(patcher: Patcher) -> Patcher:

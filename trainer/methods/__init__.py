@@ -35,3 +35,6 @@ class Method(Protocol):
 
     def run_step(self, model: Denoiser, network: LoRANetwork, step: int, rng: torch.Generator) -> StepOutput:
         """Run the forward passes of one batch; `rng` lives on the model's device."""
+
+    def skip(self, batches: int) -> None:
+        """Go past the first batches, which a training that goes on has had."""

@@ -63,6 +63,10 @@ class ADDifT:
         prediction = _predict(model, student, noise, sigma)
         return StepOutput(prediction, target, sigma, stack_masks([pair.target for pair in pairs]))
 
+    def skip(self, batches: int) -> None:
+        for _ in range(batches):
+            next(self.batches)
+
     def _is_way_back(self, step: int) -> bool:
         return self.alternation > 0 and step % 2 == 1
 

@@ -42,38 +42,46 @@ class ILECO:
         self.shape, self.denoise_steps, self.guidance, self.config = tuple(shape), denoise_steps, guidance, config
         self._pairs = cycle(pairs)
         self._preserved = cycle((prompt, prompt) for prompt in preserved) if preserved else None
-        self._parts = random.Random(config.seed)  # how far each denoising goes
+        self._ends = random.Random(config.seed)
 
     def strength(self, step: int) -> float:
         return 1.0
 
     def run_step(self, model: Denoiser, network: LoRANetwork, step: int, rng: torch.Generator) -> StepOutput:
-        turns = [source for source in (self._pairs, self._preserved) if source is not None]
-        pairs = [next(source) for source in turns for _ in range(self.config.batch_size)]
+        pairs, end = self._draw_turn()
         originals, targets = zip(*pairs)
-        x_t, sigma = self._draw_latents(model, originals, rng)
+        x_t, sigma = self._draw_latents(model, originals, end, rng)
         with torch.no_grad(), network.scaled(0.0):
             target = model.predict(x_t, sigma, targets)
             if self.guidance:
                 target += self.guidance * (target - model.predict(x_t, sigma, originals))
         return StepOutput(model.predict(x_t, sigma, originals), target, sigma)
 
+    def skip(self, batches: int) -> None:
+        for _ in range(batches):
+            self._draw_turn()
+
+    def _draw_turn(self) -> tuple[list[tuple[Conditioning, Conditioning]], float]:
+        """Return the next batch's pairs, and the timestep at which a denoising of them ends."""
+        turns = [source for source in (self._pairs, self._preserved) if source is not None]
+        pairs = [next(source) for source in turns for _ in range(self.config.batch_size)]
+        return pairs, self._ends.uniform(self.config.min_timestep, self.config.max_timestep)
+
     def _draw_latents(
-        self, model: Denoiser, prompts: Sequence[Conditioning], rng: torch.Generator
+        self, model: Denoiser, prompts: Sequence[Conditioning], end: float, rng: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return x_t and its noise levels."""
         noise = draw_noise((len(prompts), *self.shape), rng)
         if self.denoise_steps:
-            return self._denoise(model, prompts, noise)
+            return self._denoise(model, prompts, noise, end)
         sigma = draw_sigma(model, len(prompts), self.config, rng)
         return model.parameterization.scale_noise(noise, sigma), sigma
 
     @torch.no_grad()
     def _denoise(
-        self, model: Denoiser, prompts: Sequence[Conditioning], noise: torch.Tensor
+        self, model: Denoiser, prompts: Sequence[Conditioning], noise: torch.Tensor, end: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Denoise from noise alone to a random timestep, the same for all prompts."""
-        end = self._parts.uniform(self.config.min_timestep, self.config.max_timestep)
+        """Denoise from noise alone to the timestep `end`."""
         steps = max(1, round(self.denoise_steps * (1 - end / TIMESTEPS)))
         levels = model.sigma_at(torch.linspace(TIMESTEPS, end, steps + 1, device=noise.device))
         sigmas = levels[:, None].expand(-1, len(prompts))

@@ -1,0 +1,62 @@
+"""What a training needs to go on as if it had never stopped, on disk: safetensors and JSON, never a pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .files import whole_file
+
+State = dict[str, Any]  # of numbers, text, tensors, and lists, tuples and dicts of them
+
+
+def save_state(path: Path, state: State, labels: dict[str, str]) -> None:
+    """Write a state whole or not at all; the labels can be read without it."""
+    tensors: list[torch.Tensor] = []
+    structure = json.dumps(_pack(state, tensors))
+    named = {str(number): tensor.detach().cpu().clone().contiguous() for number, tensor in enumerate(tensors)}
+    with whole_file(path) as part:
+        save_file(named, part, metadata={**labels, "structure": structure})
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """Return a state file's labels; none where it is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
+
+
+def load_state(path: Path) -> State:
+    """Read what save_state wrote. Raises OSError or SafetensorError for a file that is not whole."""
+    with torch.inference_mode(False), safe_open(path, framework="pt") as file:  # an optimizer could not go on with
+        return _unpack(json.loads(file.metadata()["structure"]), file)  # tensors that were made in inference mode
+
+
+def _pack(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """Return the value as JSON can hold it, its tensors replaced by their numbers in the list that they are added to."""
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        return {"tensor": len(tensors) - 1}
+    if isinstance(value, dict):
+        return {"dict": [[key, _pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {type(value).__name__: [_pack(item, tensors) for item in value]}
+    return value
+
+
+def _unpack(value: Any, file: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, items),) = value.items()
+    if kind == "tensor":
+        return file.get_tensor(str(items))
+    if kind == "dict":
+        return {key: _unpack(item, file) for key, item in items}
+    return {"list": list, "tuple": tuple}[kind](_unpack(item, file) for item in items)
