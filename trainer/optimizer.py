@@ -1,102 +1,139 @@
-"""Optimizers and learning-rate schedules by name."""
+"""Optimizers by name."""
 
 from __future__ import annotations
 
-import ast
 import inspect
-from importlib import import_module
-from typing import Any, Callable, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable
 
 import torch
-from torch.optim import Optimizer, lr_scheduler
+from torch import nn
+from torch.optim import Optimizer
 
 from .config import TrainingConfig
+from .schedule import check_schedule
+from .settings_text import Choice, Source, read_settings  # noqa: F401 - the files take it from here
 
-# name -> module and class; imported when chosen, for pytorch_optimizer takes seconds
+
+@dataclass(frozen=True)
+class OptimizerSource(Source):
+    """Where an optimizer comes from.
+
+    defaults: its settings unless the user says otherwise
+    schedule_free: whether it is its own schedule
+    finds_rate: whether it finds its step size itself, one for all parameters, and the learning rate only multiplies that
+    takes_module: whether it asks for a module, for the names of its parameters
+    """
+
+    defaults: dict[str, Any] = field(default_factory=dict)
+    schedule_free: bool = False
+    finds_rate: bool = False
+    takes_module: bool = False
+
+
+_TORCH, _MORE, _BITS = "torch.optim", "pytorch_optimizer", "bitsandbytes.optim"
+# Not the user's to set: the training node has the learning rate, the name says nesterov (which bitsandbytes ignores), and
+# the others are not for a training like ours.
+_RESERVED = ("params", "model", "lr", "nesterov", "maximize", "differentiable", "capturable")
+# Below it those that find their own step size learn nothing, and the rates that suit all others are below it.
+_LEAST_FACTOR = 1e-3
+
 OPTIMIZERS = {
-    "AdamW": ("torch.optim", "AdamW"),
-    "Adam": ("torch.optim", "Adam"),
-    "CAME": ("pytorch_optimizer", "CAME"),
+    "AdamW": OptimizerSource(_TORCH, "AdamW"),
+    "Adam": OptimizerSource(_TORCH, "Adam"),
+    "SGDNesterov": OptimizerSource(_TORCH, "SGD", {"momentum": 0.9, "nesterov": True}),
+    # Its own defaults ignore the learning rate.
+    "AdaFactor": OptimizerSource(_MORE, "AdaFactor", {"relative_step": False, "scale_parameter": False}),
+    "AdamMini": OptimizerSource(_MORE, "AdamMini", takes_module=True),
+    "CAME": OptimizerSource(_MORE, "CAME"),
+    "Lion": OptimizerSource(_MORE, "Lion"),
+    "Tiger": OptimizerSource(_MORE, "Tiger"),
+    "Prodigy": OptimizerSource(_MORE, "Prodigy", finds_rate=True),
+    "DAdaptAdam": OptimizerSource(_MORE, "DAdaptAdam", finds_rate=True),
+    "DAdaptLion": OptimizerSource(_MORE, "DAdaptLion", finds_rate=True),
+    "DAdaptAdaGrad": OptimizerSource(_MORE, "DAdaptAdaGrad", finds_rate=True),
+    "DAdaptAdan": OptimizerSource(_MORE, "DAdaptAdan", finds_rate=True),
+    "DAdaptSGD": OptimizerSource(_MORE, "DAdaptSGD", finds_rate=True),
+    "AdamWScheduleFree": OptimizerSource(_MORE, "ScheduleFreeAdamW", schedule_free=True),
+    "RAdamScheduleFree": OptimizerSource(_MORE, "ScheduleFreeRAdam", schedule_free=True),
+    "SGDScheduleFree": OptimizerSource(_MORE, "ScheduleFreeSGD", schedule_free=True),
+    "AdamW8bit": OptimizerSource(_BITS, "AdamW8bit"),
+    "Adam8bit": OptimizerSource(_BITS, "Adam8bit"),
+    "SGDNesterov8bit": OptimizerSource(_BITS, "SGD8bit", {"momentum": 0.9}),
+    "Lion8bit": OptimizerSource(_BITS, "Lion8bit"),
+    "PagedAdamW": OptimizerSource(_BITS, "PagedAdamW"),
+    "PagedAdamW8bit": OptimizerSource(_BITS, "PagedAdamW8bit"),
+    "PagedAdamW32bit": OptimizerSource(_BITS, "PagedAdamW32bit"),
+    "PagedLion8bit": OptimizerSource(_BITS, "PagedLion8bit"),
 }
 
-T = TypeVar("T")
 
-# Each takes the optimizer, the updates after warm-up and the user's settings.
-SCHEDULES: dict[str, Callable[..., lr_scheduler.LRScheduler]] = {
-    "cosine": lambda o, steps, **s: lr_scheduler.CosineAnnealingLR(o, **{"T_max": steps, **s}),
-    "cosine_with_restarts": lambda o, steps, **s: lr_scheduler.CosineAnnealingWarmRestarts(
-        o, **{"T_0": max(1, steps // 2), **s}
-    ),
-    "linear": lambda o, steps, **s: lr_scheduler.LinearLR(
-        o, **{"start_factor": 1.0, "end_factor": 0.0, "total_iters": steps, **s}
-    ),
-    "polynomial": lambda o, steps, **s: lr_scheduler.PolynomialLR(o, **{"total_iters": steps, "power": 2.0, **s}),
-    "constant": lambda o, steps, **s: lr_scheduler.ConstantLR(o, **{"factor": 1.0, **s}),
-}
+def create_optimizer(config: TrainingConfig, parameters: list[torch.Tensor] | list[dict[str, Any]]) -> Optimizer:
+    """Create the config's optimizer of parameters, or of groups `{"params": [...], "lr": ...}` with rates of their own.
 
-
-def create_optimizer(config: TrainingConfig, parameters: list[torch.Tensor]) -> Optimizer:
-    """Create the config's optimizer. Raises ValueError for an unknown name or setting."""
-    module, name = _named("optimizer", config.optimizer, OPTIMIZERS)
-    kind = getattr(import_module(module), name)
-    settings = read_settings("optimizer_settings", config.optimizer_settings)
-    _check_known("optimizer_settings", settings, kind, leave_out=("params", "lr"))
-    return kind(parameters, lr=config.learning_rate, **settings)
-
-
-def create_schedule(config: TrainingConfig, optimizer: Optimizer) -> lr_scheduler.LRScheduler:
-    """Create the config's schedule, stepped once an update. Raises ValueError for an unknown name or setting."""
-    create = _named("lr_scheduler", config.lr_scheduler, SCHEDULES)
-    settings = read_settings("lr_scheduler_settings", config.lr_scheduler_settings)
-    kind = type(create(torch.optim.SGD([torch.zeros(1)], lr=1.0), 1))
-    _check_known("lr_scheduler_settings", settings, kind, leave_out=("optimizer", "last_epoch"))
-    schedule = create(optimizer, config.steps - config.warmup_steps, **settings)
-    if not config.warmup_steps:
-        return schedule
-    warmup = lr_scheduler.LinearLR(optimizer, 1 / (config.warmup_steps + 1), total_iters=config.warmup_steps)
-    return lr_scheduler.SequentialLR(optimizer, [warmup, schedule], [config.warmup_steps])
+    Schedule-free ones have `train()` and `eval()`, which put the weights to train, and those to use, in place.
+    Raises ValueError for an unknown name or setting, and for a schedule or rates that the optimizer would not follow.
+    """
+    choice = _choice(config)
+    source = choice.of(OPTIMIZERS)
+    kind = source.load()
+    groups = parameters
+    if not isinstance(parameters[0], dict):
+        groups = [{"params": parameters, "lr": config.learning_rate}]
+    if source.schedule_free:
+        _check_no_schedule(config, kind)
+    if source.finds_rate:
+        _check_rates(config, [group["lr"] for group in groups])
+    defaults = {**source.defaults, "lr": config.learning_rate}
+    if not source.takes_module:
+        return choice.make(kind, groups, defaults, _RESERVED)
+    module = nn.ParameterList(p for group in groups for p in group["params"])
+    return _with_rates(choice.make(kind, module, defaults, _RESERVED), groups)
 
 
 def check_settings(config: TrainingConfig) -> None:
-    """Raise ValueError if the optimizer or the schedule does not take its settings."""
-    create_schedule(config, create_optimizer(config, [torch.zeros(1, requires_grad=True)]))
+    """Raise ValueError if the optimizer or the schedule does not take its settings, whatever the learning rate."""
+    config = replace(config, learning_rate=1.0)  # the training node has it
+    weight = nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.ones(2, 2)
+    optimizer = create_optimizer(config, [weight])
+    if OPTIMIZERS[config.optimizer].module != _BITS:  # these may need a GPU
+        with _choice(config).refusals():  # some settings are only looked at here
+            optimizer.step()
+    check_schedule(config)
 
 
-def read_settings(name: str, text: str) -> dict[str, Any]:
-    """Read `key=value` pairs, separated by commas outside brackets or by new lines; values are Python literals or words."""
-    settings = {}
-    for pair in _split_pairs(text):
-        key, equals, value = (part.strip() for part in pair.partition("="))
-        if not (key and equals and value):
-            raise ValueError(f"{name} has {pair!r}: write key=value pairs, as in betas=(0.9, 0.99), weight_decay=0.01.")
-        try:
-            settings[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            settings[key] = value
-    return settings
+def _choice(config: TrainingConfig) -> Choice:
+    return Choice("optimizer", config.optimizer, config.optimizer_settings)
 
 
-def _split_pairs(text: str) -> list[str]:
-    pairs, depth = [""], 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if character == "\n" or (character == "," and depth == 0):
-            pairs.append("")
-        else:
-            pairs[-1] += character
-    return [pair.strip() for pair in pairs if pair.strip()]
+def _with_rates(optimizer: Optimizer, groups: list[dict[str, Any]]) -> Optimizer:
+    """Give an optimizer that made its own groups, one for each parameter, the learning rates of ours."""
+    rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    for group in optimizer.param_groups:
+        group["lr"] = rates[group["params"][0]]
+    return optimizer
 
 
-def _named(what: str, name: str, known: dict[str, T]) -> T:
-    if name not in known:
-        raise ValueError(f"There is no {what} {name!r}: choose one of {', '.join(known)}.")
-    return known[name]
-
-
-def _check_known(what: str, settings: dict[str, Any], kind: Callable, leave_out: tuple[str, ...]) -> None:
-    known = [key for key in inspect.signature(kind).parameters if key not in leave_out]
-    unknown = [key for key in settings if key not in known]
-    if unknown:
+def _check_no_schedule(config: TrainingConfig, kind: Callable) -> None:
+    if config.lr_scheduler != "constant":
         raise ValueError(
-            f"{what} has {', '.join(unknown)}, which {kind.__name__} does not take: it takes {', '.join(known)}."
+            f"{config.optimizer} is its own schedule, and lr_scheduler is {config.lr_scheduler}: set it to constant."
+        )
+    if config.warmup_steps:
+        own = "warmup_steps" in inspect.signature(kind).parameters
+        instead = f", and warmup_steps={config.warmup_steps} in optimizer_settings" if own else ""
+        raise ValueError(f"{config.optimizer} warms up by itself: set the warmup_steps of the node to 0{instead}.")
+
+
+def _check_rates(config: TrainingConfig, rates: list[float]) -> None:
+    if config.learning_rate < _LEAST_FACTOR:
+        raise ValueError(
+            f"learning_rate is {config.learning_rate}, and {config.optimizer} finds its step size itself and multiplies it "
+            "by that: set it to about 1, or nothing is learned."
+        )
+    if len(set(rates)) > 1:
+        raise ValueError(
+            f"{config.optimizer} finds one step size for all layers, and would not follow a text_encoder_learning_rate of "
+            f"{rates[-1]}: set it to 0, or choose another optimizer."
         )

@@ -27,7 +27,7 @@ ADDIFT = Preset(
         batch_size=1,
         learning_rate=1e-4,
         optimizer="CAME",
-        lr_scheduler="cosine",
+        lr_scheduler="cosine_annealing",
         lr_scheduler_settings="eta_min=1e-5",
         min_timestep=500,
     ),
