@@ -2,6 +2,7 @@
 
 from .addift import TrainADDifT
 from .difference import TrainCopyMachine, TrainDifference
+from .encoded import EncodedTrainingImages
 from .files import LoadLoRA, PlotLoss, SaveLoRA
 from .images import BucketImages, LoadImageFolder
 from .pairs import LoadImagePairs
@@ -12,6 +13,7 @@ NODES = [
     LoadImageFolder,
     LoadImagePairs,
     BucketImages,
+    EncodedTrainingImages,
     LoRANetwork,
     TrainingSettings,
     TrainLoRA,

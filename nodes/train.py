@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer import presets
-from ..trainer.data import TrainingExample, TrainingImage, mask_at
+from ..trainer.data import EncodedImage, TrainingExample, TrainingImage, mask_at
 from ..trainer.denoiser import Conditioning
 from ..trainer.files import METHOD
 from ..trainer.methods.denoise import Denoise
@@ -40,7 +40,9 @@ class TrainLoRA(TrainingNode, io.ComfyNode):
                 model_input("teach"),
                 io.Clip.Input("clip", tooltip="Reads the captions."),
                 vae_input(),
-                TrainingImages.Input("training_images", tooltip="Captioned pictures from Bucket Images."),
+                TrainingImages.Input(
+                    "training_images", tooltip="Captioned pictures from Bucket Images, or Training Images from Latents."
+                ),
                 *training_inputs(presets.LORA, "500 to 2000 for ten to thirty pictures.", "1e-4 is usual."),
             ],
             outputs=[
@@ -62,9 +64,9 @@ class TrainLoRA(TrainingNode, io.ComfyNode):
                 "text_encoder_learning_rate is set and the text encoder is not trained: add BASE to LoRA Network's blocks "
                 "(all, BASE), or set it to 0."
             )
-        captions = [image.caption for image in training_images]
-        conditionings = captions if trains_text else host.HostTextEncoder(clip).encode(captions)
-        examples = _encode_examples(model, vae, training_images, conditionings)
+        if trains_text:
+            clip = host.plain_clip(clip)
+        examples = _encode_examples(model, None if trains_text else clip, vae, training_images)
         batches = draw_batches(examples, config, [image.repeats for image in training_images])
         method = Denoise(examples, batches, config, host.TrainedTextEncoder(clip) if trains_text else None)
         return host.Training(
@@ -165,8 +167,19 @@ def _side_input(name: str) -> io.Input:
 
 
 def _encode_examples(
-    model: Any, vae: Any, images: list[TrainingImage], conditionings: list[Conditioning]
+    model: Any, clip: Any, vae: Any, images: list[TrainingImage | EncodedImage]
 ) -> list[TrainingExample]:
+    """Encode pictures and captions. Without clip the captions stay text, for the text encoder is trained."""
+    if isinstance(images[0], EncodedImage):  # a list is of one kind
+        if clip is None:
+            raise ValueError(
+                "The text encoder cannot be trained on prompts that are encoded already: take BASE out of LoRA Network's "
+                "blocks, or wire captions through Bucket Images."
+            )
+        latents = host.scale_latents(model, [image.latent for image in images])
+        return [TrainingExample(latent, image.conditioning) for latent, image in zip(latents, images)]
+    captions = [image.caption for image in images]
+    conditionings = captions if clip is None else host.HostTextEncoder(clip).encode(captions)
     latents = host.encode_images(vae, model, [image.pixels for image in images])
     return [
         TrainingExample(latent, conditioning, None if image.mask is None else mask_at(image.mask, latent))

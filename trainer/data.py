@@ -45,6 +45,18 @@ class TrainingImage:
 
 
 @dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """A picture and its caption as other nodes have encoded them.
+
+    latent: (C, H, W) as the VAE makes it, not yet in the model's scale
+    """
+
+    latent: torch.Tensor
+    conditioning: Conditioning
+    repeats: int = 1
+
+
+@dataclass(frozen=True, eq=False)
 class TrainingExample:
     """What a method learns from.
 

@@ -3,9 +3,9 @@
 Everything the trainer needs is made here out of the host's MODEL, CLIP and VAE, and a trained LoRA goes back onto them.
 """
 
-from .inputs import HostTextEncoder, encode_images, latent_shape, read_conditioning
+from .inputs import HostTextEncoder, encode_images, latent_shape, read_conditioning, scale_latents
 from .lora import is_large, lora_key_of, with_lora
-from .text_encoder import TrainedTextEncoder, clip_with_lora, has_text_encoder, text_key_of
+from .text_encoder import TrainedTextEncoder, clip_with_lora, has_text_encoder, plain_clip, text_key_of
 from .training import Training, check_network, open_training, train_lora
 
 __all__ = [
@@ -20,7 +20,9 @@ __all__ = [
     "latent_shape",
     "lora_key_of",
     "open_training",
+    "plain_clip",
     "read_conditioning",
+    "scale_latents",
     "text_key_of",
     "train_lora",
     "with_lora",

@@ -11,6 +11,7 @@ import comfy.samplers
 import torch
 
 from ...trainer import denoiser
+from ...trainer.checkpointing import inputs_kept
 
 Patcher = Any  # comfy.model_patcher.ModelPatcher, the MODEL of a graph
 
@@ -48,7 +49,8 @@ class HostDenoiser:
 
     def _predict_group(self, x_t: torch.Tensor, sigma: torch.Tensor, conds: list[dict]) -> torch.Tensor:
         inputs = comfy.samplers.cond_cat(conds)
-        x0 = self._model.apply_model(x_t, sigma, transformer_options=self._options, **inputs)
+        with inputs_kept(self._model.diffusion_model):
+            x0 = self._model.apply_model(x_t, sigma, transformer_options=self._options, **inputs)
         return self.parameterization.target(x_t, x0, sigma)
 
     def _encode(self, conditioning: denoiser.Conditioning, x_t: torch.Tensor) -> dict:

@@ -55,15 +55,23 @@ def encode_images(vae: Any, patcher: Patcher, images: Sequence[torch.Tensor]) ->
     multiple = vae.spacial_compression_encode()
     _check_multiple([(image.shape[1], image.shape[0]) for image in images], multiple)
     with torch.inference_mode():
-        latents = [vae.encode(image[None]) for image in images]
-        channels, expected = latents[0].shape[1], patcher.model.latent_format.latent_channels
-        if channels != expected:
-            raise ValueError(
-                f"The VAE makes latents of {channels} channels and the model takes {expected}: wire the VAE that "
-                "belongs to the model."
-            )
-        latents = [patcher.model.process_latent_in(latent)[0] for latent in latents]
-    return normal_tensors([latent.to(patcher.load_device, torch.float32) for latent in latents])
+        return scale_latents(patcher, [vae.encode(image[None])[0] for image in images])
+
+
+def scale_latents(patcher: Patcher, latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Bring latents (C, h, w), as a VAE makes them, to the model's scale and device.
+
+    Raises ValueError for latents of another kind of model.
+    """
+    channels, expected = latents[0].shape[0], patcher.model.latent_format.latent_channels
+    if channels != expected:
+        raise ValueError(
+            f"The VAE makes latents of {channels} channels and the model takes {expected}: wire the VAE that "
+            "belongs to the model."
+        )
+    with torch.inference_mode():
+        scaled = [patcher.model.process_latent_in(latent[None])[0] for latent in latents]
+    return normal_tensors([latent.to(patcher.load_device, torch.float32) for latent in scaled])
 
 
 def latent_shape(patcher: Patcher, width: int, height: int) -> tuple[int, ...]:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Callable
+import re
+from typing import Any, Callable
 
-import comfy.sd
+import comfy.lora
+import comfy.lora_convert
+import comfy.model_base
 import comfy.supported_models
 import comfy.utils
 import torch
+from comfy.weight_adapter import LoRAAdapter
 
 from .denoiser import Patcher
+
+_OF_TEXT_ENCODER = re.compile(r"lora_(prior_)?te\d?_|text_encoders?(_\d)?\.|bundle_emb\.")
+# What follows a layer's name in a key.
+_PART = re.compile(
+    r"[._](lora[._]|hada_|lokr_|(alpha|diff|diff_b|dora_scale|w_norm|b_norm|set_weight|weight|on_input)$).*"
+)
 
 
 def lora_key_of(patcher: Patcher) -> Callable[[str], str]:
@@ -26,23 +36,72 @@ def lora_key_of(patcher: Patcher) -> Callable[[str], str]:
 def with_lora(patcher: Patcher, lora: dict[str, torch.Tensor]) -> Patcher:
     """Return the MODEL with the LoRA on it at strength 1, as the host's own loader does.
 
-    Raises RuntimeError if a layer of the LoRA has no place on the model.
+    What it has for text encoders is left out. Raises RuntimeError if a part of the LoRA has no place on the model.
     """
-    patched, _ = comfy.sd.load_lora_for_models(patcher, None, lora, 1.0, 0.0)
-    layers = sum(key.endswith(".alpha") for key in lora)
-    placed = sum(len(patches) - len(patcher.patches.get(key, ())) for key, patches in patched.patches.items())
-    if placed != layers:
+    of_model = {key: tensor for key, tensor in lora.items() if not _OF_TEXT_ENCODER.match(key)}
+    tensors = _WithReads(comfy.lora_convert.convert_lora(of_model))
+    patches = comfy.lora.load_lora(tensors, lora_keys(patcher), log_missing=False)
+    patched = patcher.clone()
+    placed = set(patched.add_patches(patches))
+    unread = dict.fromkeys(_PART.sub("", key) for key in tensors if key not in tensors.read)
+    unplaced = [str(key) for key in patches if key not in placed or not _fits(patches[key], key, patcher.model)]
+    if lost := [*unread, *unplaced]:
+        layers = {_PART.sub("", key) for key in tensors}
         raise RuntimeError(
-            f"The host put {placed} of the LoRA's {layers} layers on the model: the LoRA is of another model, or "
-            "this ComfyUI names the model's layers differently."
+            f"{len(lost)} of the LoRA's {len(layers)} layers have no place on this model, as {', '.join(lost[:3])}: "
+            "take a LoRA that was trained for this kind of model."
         )
     return patched
 
 
+def lora_keys(patcher: Patcher) -> dict[str, Any]:
+    """Return what the model's layers are called in LoRA files, with where each stands in the model."""
+    keys = comfy.lora.model_lora_keys_unet(patcher.model, {})
+    # The host has missed some of the names that diffusers and PEFT write for a U-Net.
+    for theirs, ours in comfy.utils.unet_to_diffusers(patcher.model.model_config.unet_config).items():
+        for prefix in ("", "unet.", "base_model.model.", "unet.base_model.model."):
+            if theirs.endswith(".weight"):
+                keys.setdefault(f"{prefix}{theirs.removesuffix('.weight')}", f"diffusion_model.{ours}")
+    return keys
+
+
+class _WithReads(dict):
+    """The tensors of a LoRA; remembers which were read: the host's loader passes over what it does not know."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        super().__init__(tensors)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self else default
+
+
+def _fits(patch: Any, key: Any, model: torch.nn.Module) -> bool:
+    """Tell whether a LoRA's matrices make a weight of the layer's size: the host says nothing until it samples."""
+    if not isinstance(patch, LoRAAdapter) or not isinstance(key, str):  # else a part of the weight, or another type
+        return True
+    up, down, _, middle, _, new_shape = patch.weights
+    weight = comfy.utils.get_attr(model, key)
+    if middle is not None or new_shape is not None or not weight.is_floating_point():  # quantized: may be packed
+        return True
+    return len(up) * down[0].numel() == weight.numel()
+
+
 def model_family(patcher: Patcher) -> str:
     """Name the model's family as kohya's files do where they have a name, else as the host does."""
-    family = type(patcher.model.model_config).__name__
-    return {"SD15": "sd_v1", "SD20": "sd_v2", "SDXL": "sdxl_base_v1-0"}.get(family, family.lower())
+    config, kind = patcher.model.model_config, patcher.model.model_type
+    family = type(config).__name__
+    if family == "SD20" and kind == comfy.model_base.ModelType.V_PREDICTION:
+        return "sd_v2_v"
+    if family == "SD3":
+        medium = "sd3_5-medium" if config.unet_config.get("x_block_self_attn_layers") else "sd3_m"
+        return "sd3_5-large" if config.unet_config.get("depth") == 38 else medium
+    known = {"SD15": "sd_v1", "SD20": "sd_v2", "SDXL": "sdxl_base_v1-0", "Flux": "flux1"}
+    return known.get(family, family.lower())
 
 
 def is_large(patcher: Patcher) -> bool:

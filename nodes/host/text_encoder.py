@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Sequence
 
 import comfy.lora
 import comfy.sd
@@ -36,6 +37,31 @@ class TrainedTextEncoder:
         model.set_clip_options({"execution_device": self._clip.patcher.load_device})
         tensor, pooled, *more = model.encode_token_weights(self._tokens[caption])
         return [tensor, {"pooled_output": pooled, **(more[0] if more else {})}]
+
+
+def plain_clip(clip: Clip) -> Clip:
+    """Return the CLIP without the host's dynamic memory, which takes weights off the device after each layer."""
+    if not clip.patcher.is_dynamic():
+        return clip
+    plain = clip.clone(disable_dynamic=True)
+    plain.cond_stage_model = plain.patcher.model
+    return plain
+
+
+@contextmanager
+def copied_residuals(clip: Clip) -> Iterator[None]:
+    """Let gradients through the text encoder until the block ends.
+
+    Its layers add to their input in place after a norm has read it, and autograd wants what the norm has read: so each
+    norm gets a copy.
+    """
+    norms = [module for module in clip.cond_stage_model.modules() if "Norm" in type(module).__name__]
+    handles = [norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(), *inputs[1:])) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def text_key_of(clip: Clip) -> Callable[[str], str]:

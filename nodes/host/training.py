@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Callable, Iterator, Protocol
 
@@ -13,6 +14,7 @@ import torch
 from ...trainer.blocks import TEXT_ENCODER, block_id, choose_layers
 from ...trainer.checkpointing import checkpointed
 from ...trainer.config import NetworkConfig, TrainingConfig
+from ...trainer.denoiser import FlowPrediction
 from ...trainer.files import LoRAWeights, training_metadata
 from ...trainer.loop import TrainingRun
 from ...trainer.methods import Method
@@ -21,7 +23,9 @@ from ...trainer.state import State
 from .denoiser import HostDenoiser, Patcher
 from .layer_weights import sort_by_layer
 from .lora import lora_key_of, model_family
-from .text_encoder import Clip, text_key_of
+from .text_encoder import Clip, copied_residuals, text_key_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +79,14 @@ def open_training(
         for each in patchers:
             _make_normal(each.model)
         patcher.pre_run()
+        layers = patcher.model.diffusion_model
         try:
-            layers = patcher.model.diffusion_model
-            with _training_flag(), checkpointed(layers) if gradient_checkpointing else nullcontext():
+            with ExitStack() as stack:
+                stack.enter_context(_training_flag())
+                if gradient_checkpointing:
+                    stack.enter_context(checkpointed(layers))
+                if clip is not None:
+                    stack.enter_context(copied_residuals(clip))
                 yield HostDenoiser(patcher), layers
         finally:
             patcher.cleanup()
@@ -93,6 +102,7 @@ def train_lora(
     """
     started, config, clip = time.time(), training.config, training.clip
     with open_training(training.model, config.gradient_checkpointing, clip) as (model, unet):
+        _tell_what_does_nothing(config, model)
         network = _create_network(training, unet)
         run = TrainingRun(model, network, training.method, config)
         if state is not None:
@@ -117,6 +127,13 @@ def train_lora(
                 keep_all()
             raise
         return keep_all(), run.losses
+
+
+def _tell_what_does_nothing(config: TrainingConfig, model: HostDenoiser) -> None:
+    if config.snr_gamma and isinstance(model.parameterization, FlowPrediction):
+        logger.info("snr_gamma has no effect on this model: it predicts a flow, for which there is no min-SNR weight.")
+    if config.fixed_timestep_in_batch and config.batch_size == 1:
+        logger.info("fixed_timestep_in_batch has no effect on batches of 1.")
 
 
 def _create_network(training: Training, unet: torch.nn.Module) -> LoRANetwork:
