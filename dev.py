@@ -18,7 +18,7 @@ if sys.version_info < (3, 10):
         )
     )
 
-from tools.base_folder import prepare_base
+from tools.base_folder import forget_trainings, prepare_base
 from tools.errors import ToolError
 from tools.host import ROOT, existing_host, host_folder, own_host, python_command, require_packages
 from tools.host_setup import REQUIREMENTS, RUNNER_REQUIREMENTS, set_up
@@ -36,12 +36,14 @@ def setup(host, arguments):
 
 def demo(host, arguments):
     """Train a LoRA in a ComfyUI graph and sample with it."""
+    forget_trainings(host.base)
     workflow = ROOT / "example_workflows" / "train_lora.json"
     return run(python_command(host, "tools.run", "--comfyui", host.comfyui, "--base", host.base, workflow))
 
 
 def evaluate(host, arguments):
     """Train each method on the demonstration model and measure its pictures."""
+    forget_trainings(host.base)
     command = python_command(host, "tools.evaluate", "--comfyui", host.comfyui, "--base", host.base)
     return run(command + ["--quick"] * arguments.quick + ["--only", arguments.only])
 

@@ -31,6 +31,11 @@ STAR = "input/purple_star"
 PAIRS = "pair_*.png"  # in input itself: Load Image lists no folders
 
 
+def forget_trainings(base: Path) -> None:
+    """Remove the trainings that the pack has kept, so that the next run trains instead of taking them from disk."""
+    shutil.rmtree(base / "output" / "loras" / "trained", ignore_errors=True)
+
+
 def prepare_base(host: Host, base: Path, status: StatusLine) -> None:
     """Bring a base folder up to date; a complete one is left as it is. Raises ToolError."""
     make_folders(base)

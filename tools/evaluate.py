@@ -24,7 +24,7 @@ from .server import Server
 from .terminal import StatusLine, duration
 
 SAMPLES, QUICK_SAMPLES = 48, 12
-SEED = 1000
+SEED = 2000  # no value in the examples or in experiments.py was chosen by samples of this seed
 COLUMNS = "{:<14} {:<18} {:<28} {:>9} {:>8} {:>6} {:>8}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .classify import classify
+from .classify import NEAR, classify
 from .world import BACKGROUNDS, COLOURS, NEW_COLOURS, SHAPES, SIZE, Scene
 
 ORIGINAL = Scene("red", "circle", "white", radius=18)
@@ -38,10 +37,9 @@ class Pair:
 
 
 def has_bar(image: Image.Image) -> bool:
-    """Tell whether a bar of a purple hue, light or dark, lies along the lower edge."""
+    """Tell whether a bar near the drawn purple lies along the lower edge."""
     strip = np.asarray(image.convert("RGB"), dtype=np.float32)[-BAR + 2 :].reshape(-1, 3)
-    hue, saturation, value = colorsys.rgb_to_hsv(*np.median(strip, axis=0) / 255)
-    return 0.66 < hue < 0.87 and saturation > 0.25 and value > 0.25  # from indigo to magenta; blue is at 0.64
+    return float(np.linalg.norm(np.median(strip, axis=0) - NEW_COLOURS["purple"])) < NEAR
 
 
 def without_bar(image: Image.Image) -> Image.Image:
@@ -92,7 +90,7 @@ PAIRS = {
         without_bar,
         _others(
             ORIGINAL.caption(),
-            [(s.caption(), s) for s in (Scene(c, s, b) for c in COLOURS for s in SHAPES for b in ("white", "gray"))],
+            [(s.caption(), s) for s in (Scene(c, s, b) for c in COLOURS for s in SHAPES for b in BACKGROUNDS)],
         ),
         ("colour", "shape", "background"),
     ),
