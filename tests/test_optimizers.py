@@ -191,7 +191,9 @@ def test_settings_are_read_as_written():
         ),
         # What only **kwargs takes would vanish, what the node sets would be set twice.
         (lambda: check_settings(make_config("Lion", settings="beta=0.9")), "beta, which Lion does not take.*betas"),
+        (lambda: check_settings(make_config("Lion", settings="kwargs=1")), "kwargs, which Lion does not take"),
         (lambda: check_settings(make_config("AdamW", settings="lr=0.9")), "lr, which AdamW does not take"),
+        (lambda: check_settings(make_config("AdamW", lr_scheduler_settings="a=1")), "a, which constant does not take"),
         # The first is refused by the constructor, the second by the first step.
         (lambda: check_settings(make_config("AdamW", settings="betas=0.9")), "'betas=0.9' do not suit AdamW: .*float"),
         (lambda: check_settings(make_config("CAME", settings="betas=(0.9, 0.99)")), r"do not suit CAME: .*expected 3"),
