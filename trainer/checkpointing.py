@@ -1,11 +1,12 @@
-"""Gradient checkpointing: compute a block's activations again in the backward pass instead of keeping them."""
+"""How a model's blocks are run in training: their activations computed twice to save memory, their inputs kept."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
-from typing import Iterator
+from typing import Any, Iterator
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,6 +22,38 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
     finally:
         for unit in units:
             del unit.forward  # uncovers the class's own
+
+
+@contextmanager
+def inputs_kept(model: nn.Module) -> Iterator[None]:
+    """Let no block overwrite its inputs by `+=` until the with-block ends.
+
+    Flux's blocks do, to save memory in sampling. Autograd needs what they overwrite, and so does checkpointing, which
+    starts from it again: without an error its gradients would be wrong.
+    """
+    handles = [unit.register_forward_pre_hook(_keep_inputs, with_kwargs=True) for unit in _units(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Kept(torch.Tensor):
+    """A tensor of which `+=` makes a new one, which is kept in its turn."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # all else gives plain tensors
+
+    def __iadd__(self, other: Any) -> torch.Tensor:
+        return (self + other).as_subclass(_Kept)
+
+
+def _keep_inputs(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    return tuple(_keep(value) for value in args), {name: _keep(value) for name, value in kwargs.items()}
+
+
+def _keep(value: Any) -> Any:
+    return value.as_subclass(_Kept) if type(value) is torch.Tensor else value
 
 
 def _units(model: nn.Module) -> Iterator[nn.Module]:
