@@ -104,13 +104,24 @@ def test_a_finished_training_of_twenty_steps_goes_on_to_forty():
     assert_same(second, straight)
 
 
-def test_taking_weights_and_state_in_the_middle_changes_nothing():
-    for optimizer in ("AdamW", "AdamWScheduleFree"):
-        settings = {"optimizer": optimizer, "lr_scheduler": "constant"}
-        straight, watched = make_run(**settings), make_run(**settings)
-        straight.train(lambda *_: None)
-        watched.train(lambda *_: (watched.weights(), watched.state()))
-        assert_same(straight, watched)
+def test_with_more_steps_the_schedule_is_that_of_all_of_them():
+    first, second, rates = make_run(steps=20), make_run(), []
+    first.train(lambda *_: None)
+    second.go_on(first.state())
+    second.train(lambda step, loss, rate: rates.append(rate))
+    assert rates[0] == pytest.approx(1e-2 / 2) and rates[-1] < 1e-4  # a cosine of 40 steps, from its middle on
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "AdamWScheduleFree"])
+def test_taking_the_weights_in_the_middle_changes_nothing(optimizer):
+    run = make_run(optimizer=optimizer, lr_scheduler="constant")
+
+    def look(*_):
+        before = [weight.clone() for weight in run.state()["weights"]]
+        run.weights()
+        assert all(torch.equal(*pair) for pair in zip(before, run.state()["weights"]))
+
+    run.train(look)
 
 
 def test_a_schedule_free_lora_is_the_average_and_not_what_is_trained():

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from .files import whole_file
 
-State = dict[str, Any]  # of numbers, text, tensors, and lists, tuples and dicts of them
+State = dict[str, Any]  # of numbers, text, tensors, and lists and dicts of them; a tuple comes back as a list
 
 
 def save_state(path: Path, state: State, labels: dict[str, str]) -> None:
@@ -47,7 +47,7 @@ def _pack(value: Any, tensors: list[torch.Tensor]) -> Any:
     if isinstance(value, dict):
         return {"dict": [[key, _pack(item, tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
-        return {type(value).__name__: [_pack(item, tensors) for item in value]}
+        return {"list": [_pack(item, tensors) for item in value]}
     return value
 
 
@@ -59,4 +59,4 @@ def _unpack(value: Any, file: Any) -> Any:
         return file.get_tensor(str(items))
     if kind == "dict":
         return {key: _unpack(item, file) for key, item in items}
-    return {"list": list, "tuple": tuple}[kind](_unpack(item, file) for item in items)
+    return [_unpack(item, file) for item in items]
