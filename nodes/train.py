@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..trainer import presets
 from ..trainer.data import EncodedImage, TrainingExample, TrainingImage, mask_at
 from ..trainer.denoiser import Conditioning
-from ..trainer.files import METHOD
+from ..trainer.files import METHOD, tag_frequency
 from ..trainer.methods.denoise import Denoise
 from ..trainer.methods.ileco import ILECO
 from . import host
@@ -69,9 +69,9 @@ class TrainLoRA(TrainingNode, io.ComfyNode):
         examples = _encode_examples(model, None if trains_text else clip, vae, training_images)
         batches = draw_batches(examples, config, [image.repeats for image in training_images])
         method = Denoise(examples, batches, config, host.TrainedTextEncoder(clip) if trains_text else None)
-        return host.Training(
-            model, network, config, method, {METHOD: "LoRA"}, clip=clip if trains_text else None, lora=lora
-        )
+        captions = [image.caption for image in training_images if isinstance(image, TrainingImage)]
+        labels = {METHOD: "LoRA", "ss_tag_frequency": tag_frequency(captions)}
+        return host.Training(model, network, config, method, labels, clip=clip if trains_text else None, lora=lora)
 
 
 class TrainILECO(TrainingNode, io.ComfyNode):

@@ -87,6 +87,11 @@ def test_the_same_training_is_taken_from_disk(train, output_folder):
     assert len(list((output_folder / "loras" / "trained").glob("mine_*.safetensors"))) == 2
 
 
+def test_the_lora_says_what_it_was_trained_on(train):
+    *_, lora, _ = train(steps=1)
+    assert lora.metadata["ss_tag_frequency"] == '{"images": {"red circle": 1, "blue square": 1}}'
+
+
 def test_another_picture_or_caption_is_another_training(train, images):
     train()
     images[0].pixels.mul_(0.5)

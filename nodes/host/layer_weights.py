@@ -12,6 +12,7 @@ from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter
 from ...trainer.blocks import TEXT_ENCODER
 from ...trainer.network import LayerWeights
 from .denoiser import Patcher
+from .lora import lora_keys
 
 # The host's adapters hold their parts in this order; ours have the names of the files.
 _PARTS = {
@@ -28,7 +29,7 @@ def sort_by_layer(patcher: Patcher, clip: Any, lora: dict[str, torch.Tensor]) ->
 
     Raises ValueError for a LoRA that is of another model, or has parts that are no LoRA, LoHa or LoKr.
     """
-    keys = comfy.lora.model_lora_keys_unet(patcher.model, {})
+    keys = lora_keys(patcher)
     if clip is not None:
         keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
     lora = comfy.lora_convert.convert_lora(dict(lora))
