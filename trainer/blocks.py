@@ -96,18 +96,17 @@ def _named_blocks(part: str, known: list[str]) -> set[str]:
 
 
 def _is_adaptable(name: str, layer: nn.Module, model: nn.Module, config: NetworkConfig) -> bool:
-    if block_id(name) is None or not _in_blocks(name, model):
+    if block_id(name) is None:
         return False
-    if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
+    if _is_linear(layer) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
         return _in_attention(name, model)
     if name.startswith("input_blocks.0."):  # the first convolution reads the latents; it is of no residual block
         return False
     return config.network_type != "lierla" and isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)
 
 
-def _in_blocks(name: str, model: nn.Module) -> bool:
-    """Tell whether a layer stands in a block; embedders are sequences, whose layers are numbered like blocks."""
-    return hasattr(model, "input_blocks") or isinstance(getattr(model, name.split(".")[0]), nn.ModuleList)
+def _is_linear(layer: nn.Module) -> bool:
+    return hasattr(layer, "in_features") and hasattr(layer, "out_features")  # quantized layers are no nn.Linear
 
 
 def _text_layers(text_encoder: nn.Module | None) -> dict[str, nn.Module]:
@@ -118,7 +117,7 @@ def _text_layers(text_encoder: nn.Module | None) -> dict[str, nn.Module]:
     return {
         f"{TEXT_ENCODER}.{name}": layer
         for name, layer in text_encoder.named_modules()
-        if isinstance(layer, nn.Linear) and re.search(r"\.(layers|block)\.\d+\.", name)
+        if _is_linear(layer) and re.search(r"\.(layers|block)\.\d+\.", name)
     }
 
 
