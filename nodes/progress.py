@@ -9,6 +9,8 @@ import comfy.model_management
 import comfy.utils
 from server import PromptServer
 
+from . import stopping
+
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_EVENTS = 0.25  # a page cannot show more, and every message costs the training a little
@@ -17,7 +19,7 @@ SECONDS_BETWEEN_EVENTS = 0.25  # a page cannot show more, and every message cost
 class TrainingProgress:
     """Shows a training on its node: the bar, and a `traintrain.step` event. Called once a step.
 
-    Raises the host's InterruptProcessingException when the user cancels.
+    Raises the host's InterruptProcessingException when the user cancels, StopTraining when the user stops it to keep it.
     """
 
     def __init__(self, node: type, steps: int) -> None:
@@ -38,6 +40,7 @@ class TrainingProgress:
 
     def __call__(self, step: int, loss: float, learning_rate: float) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
+        stopping.check(self._node_id)
         now = time.monotonic()
         self._bar.update_absolute(step, self._steps)
         if now - self._last_event >= SECONDS_BETWEEN_EVENTS or step in (1, self._steps):

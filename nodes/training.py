@@ -12,7 +12,7 @@ from ..trainer import data
 from ..trainer.config import NetworkConfig, TrainingConfig
 from ..trainer.data import TrainingExample
 from ..trainer.presets import Preset
-from . import host
+from . import host, stopping
 from .files import LoRAModel
 from .progress import TrainingProgress
 from .results import TrainingResults, state_of
@@ -109,12 +109,21 @@ class TrainingNode:
         if finished is None:
             training = cls.prepare(**inputs)
             state = results.unfinished() or (state_of(training.lora) if training.lora else None)
-            finished = host.train_lora(training, TrainingProgress(cls, training.config.steps), results.keep, state)
+            progress = TrainingProgress(cls, training.config.steps)
+            stopping.begin(cls.hidden.unique_id)
+            try:
+                finished = host.train_lora(training, progress, results.keep, state)
+            finally:
+                stopping.end(cls.hidden.unique_id)
         lora, losses = finished
         models = [host.with_lora(the_one(inputs["model"]), lora)]
         if "clip" in inputs:
             models.append(host.clip_with_lora(inputs["clip"], lora))
         return io.NodeOutput(*models, lora, {"loss": losses})
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> int:
+        return stopping.count(cls.hidden.unique_id)
 
 
 def configs(

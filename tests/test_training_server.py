@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import comfy.sd
 import pytest
@@ -14,6 +17,7 @@ from pack.tools.graph import Graph
 from pack.tools.runner import load_workflow, run_workflow, to_api
 from pack.tools.shapes import pairs, pictures
 from pack.tools.workflows import GRAPHS
+from pack.trainer.files import load_lora
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -105,6 +109,24 @@ def test_the_same_graph_again_takes_the_result_from_the_cache(server, graph):
     assert "traintrain.step" not in seen
 
 
+def test_the_same_graph_after_other_work_takes_the_result_from_disk(server, graph):
+    seen = []
+    for seed in (78, 79, 78):
+        seen.append(seed)
+        run_workflow(
+            server,
+            with_values(graph, TrainTrain_TrainLoRA={"seed": seed, "steps": 2}),
+            lambda event, *_: seen.append("step") if event == "traintrain.step" else None,
+        )
+    assert seen == [78, "step", "step", 79, "step", "step", 78]
+
+
+def test_the_nodes_say_how_large_the_lora_is(server, graph):
+    graph = with_values(graph, TrainTrain_TrainLoRA={"seed": 80, "steps": 1})
+    run_workflow(server, graph)
+    assert f"The LoRA has {LAYERS} layers, " in server.log.read_text(encoding="utf-8")
+
+
 def test_cancel_ends_a_training_within_a_step_and_the_next_one_runs(server, graph):
     reached = []
 
@@ -117,7 +139,10 @@ def test_cancel_ends_a_training_within_a_step_and_the_next_one_runs(server, grap
     with pytest.raises(ToolError, match="Train LoRA was interrupted"):
         run_workflow(server, with_values(graph, TrainTrain_TrainLoRA={"steps": 5000, "seed": 5}), cancel_at_once)
     assert reached[-1] < 30
-    (kept,) = (server.base / "output" / "loras" / "unfinished").glob("*.safetensors")
+    kept = max(
+        (server.base / "output" / "loras" / "trained").glob("*.safetensors"), key=lambda file: file.stat().st_mtime
+    )
+    assert reached[-1] <= int(load_lora(kept).metadata["traintrain_step"]) < 30  # events are throttled
     assert sum(key.endswith(".alpha") for key in load_file(kept)) == LAYERS
     steps = []
     run_workflow(
@@ -126,6 +151,39 @@ def test_cancel_ends_a_training_within_a_step_and_the_next_one_runs(server, grap
         lambda event, title, data: steps.append(data["step"]) if event == "traintrain.step" else None,
     )
     assert steps[-1] == 3
+
+
+def test_stop_and_keep_ends_the_training_and_the_next_run_goes_on(server, graph):
+    graph = with_values(graph, TrainTrain_TrainLoRA={"steps": 40, "seed": 8})
+    (node_id,) = (id for id, node in graph.items() if node["class_type"] == "TrainTrain_TrainLoRA")
+
+    def run(on_first_step=None) -> tuple[list[int], dict]:
+        steps = []
+
+        def follow(event, title, data):
+            if event == "traintrain.step":
+                steps.append(data["step"])
+                if len(steps) == 1 and on_first_step:
+                    threading.Thread(target=on_first_step).start()
+
+        saved = [Path(output.texts[0]) for output in run_workflow(server, graph, follow) if output.title == "Save LoRA"]
+        return steps, load_lora(saved[0]).metadata
+
+    first, metadata = run(lambda: server.post("/traintrain/stop", {"node": node_id}))
+    stopped = int(metadata["traintrain_step"])
+    assert stopped < 40 and stopped <= first[-1] + 1
+    second, metadata = run()
+    assert second[0] > stopped and second[-1] == 40 and metadata["traintrain_step"] == "40"
+    assert run()[0] == []
+
+
+@pytest.mark.parametrize("body, status", [({"node": "1"}, 404), ({"node": 1}, 404), ({}, 400), ([], 400), ("x", 400)])
+def test_stopping_what_does_not_run_is_refused(server, body, status):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(
+            urllib.request.Request(f"http://{server.address}/traintrain/stop", json.dumps(body).encode(), method="POST")
+        )
+    assert refused.value.code == status
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,10 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OnStep = Callable[[int, float, float], None]  # step (from 1), loss, learning rate
 
 
+class StopTraining(Exception):
+    """Raised by `on_step`: enough steps are done."""
+
+
 class NonFiniteLoss(RuntimeError):
     """The loss or its gradient became infinite or no number; the network holds the weights from before."""
 

@@ -16,7 +16,7 @@ from ...trainer.checkpointing import checkpointed
 from ...trainer.config import NetworkConfig, TrainingConfig
 from ...trainer.denoiser import FlowPrediction
 from ...trainer.files import LoRAWeights, training_metadata
-from ...trainer.loop import TrainingRun
+from ...trainer.loop import StopTraining, TrainingRun
 from ...trainer.methods import Method
 from ...trainer.network import LoRANetwork
 from ...trainer.state import State
@@ -122,6 +122,8 @@ def train_lora(
         progress.begin(*network.size(), len(run.losses))
         try:
             run.train(on_step)
+        except StopTraining:
+            logger.info("The training was stopped after step %d of %d.", len(run.losses), config.steps)
         except BaseException:  # cancelling is one, too
             if network.has_learned():
                 keep_all()
