@@ -90,6 +90,8 @@ def open_training(
                 yield HostDenoiser(patcher), layers
         finally:
             patcher.cleanup()
+            for each in patchers:
+                _give_back_quantized(each.model)
 
 
 def train_lora(
@@ -194,6 +196,15 @@ def _make_normal(model: torch.nn.Module) -> None:
                         copy = tensor.clone()
                         copies[id(tensor)] = torch.nn.Parameter(copy, False) if tensors is module._parameters else copy
                     tensors[name] = copies[id(tensor)]
+
+
+@torch.inference_mode()
+def _give_back_quantized(model: torch.nn.Module) -> None:
+    """Exchange quantized parameters for inference tensors again, one at a time: the host cannot move others in sampling."""
+    for module in model.modules():
+        for name, tensor in module._parameters.items():
+            if tensor is not None and type(tensor.data) is not torch.Tensor and not tensor.is_inference():
+                module._parameters[name] = torch.nn.Parameter(tensor.clone(), False)
 
 
 @contextmanager
