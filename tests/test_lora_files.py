@@ -7,25 +7,26 @@ import json
 import pytest
 import torch
 from pack.trainer.config import NetworkConfig, TrainingConfig
-from pack.trainer.files import LoRAWeights, file_metadata, load_lora, save_lora, training_metadata
+from pack.trainer.files import LoRAWeights, file_metadata, load_lora, save_lora, tag_frequency, training_metadata
 from safetensors.torch import load_file, save_file
 
 KEY = "lora_unet_middle_block_1_proj_in"
+TEXT_KEY = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
 
 
-def a_lora(scale: float = 1.0) -> dict[str, torch.Tensor]:
+def a_lora(scale: float = 1.0, key: str = KEY) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     return {
-        f"{KEY}.lora_up.weight": torch.randn(6, 2) * scale,
-        f"{KEY}.lora_down.weight": torch.randn(2, 5) * scale,
-        f"{KEY}.alpha": torch.tensor(1.0),
+        f"{key}.lora_up.weight": torch.randn(6, 2) * scale,
+        f"{key}.lora_down.weight": torch.randn(2, 5) * scale,
+        f"{key}.alpha": torch.tensor(1.0),
     }
 
 
-def effect(lora: dict[str, torch.Tensor]) -> torch.Tensor:
+def effect(lora: dict[str, torch.Tensor], key: str = KEY) -> torch.Tensor:
     """What the LoRA adds to the layer's weight, by the formula of the file format."""
-    down = lora[f"{KEY}.lora_down.weight"].float()
-    return lora[f"{KEY}.lora_up.weight"].float() @ down * lora[f"{KEY}.alpha"].item() / len(down)
+    down = lora[f"{key}.lora_down.weight"].float()
+    return lora[f"{key}.lora_up.weight"].float() @ down * lora[f"{key}.alpha"].item() / len(down)
 
 
 def test_a_file_gives_back_what_was_saved(tmp_path):
@@ -45,10 +46,28 @@ def test_the_precision_is_the_one_asked_for(tmp_path, precision, dtype):
     assert {tensor.dtype for tensor in load_file(tmp_path / "a.safetensors").values()} == {dtype}
 
 
+@pytest.mark.parametrize("key", [KEY, TEXT_KEY])
 @pytest.mark.parametrize("strength", [2.0, -0.5, 0.0])
-def test_the_strength_multiplies_the_effect(tmp_path, strength):
-    save_lora(tmp_path / "a.safetensors", a_lora(), "fp32", strength, {})
-    torch.testing.assert_close(effect(load_lora(tmp_path / "a.safetensors")), effect(a_lora()) * strength)
+def test_the_strength_multiplies_the_effect(tmp_path, strength, key):
+    save_lora(tmp_path / "a.safetensors", a_lora(key=key), "fp32", strength, {})
+    saved = load_lora(tmp_path / "a.safetensors")
+    torch.testing.assert_close(effect(saved, key), effect(a_lora(key=key), key) * strength)
+
+
+def test_a_strength_that_cannot_be_written_is_refused_and_nothing_is_written(tmp_path):
+    dora = {**a_lora(), f"{KEY}.dora_scale": torch.ones(6, 1)}
+    with pytest.raises(ValueError, match="dora_scale.*strength 1"):
+        save_lora(tmp_path / "a.safetensors", dora, "fp32", 2.0, {})
+    assert not list(tmp_path.iterdir())
+    save_lora(tmp_path / "a.safetensors", dora, "fp32", 1.0, {})
+    assert load_lora(tmp_path / "a.safetensors").keys() == dora.keys()
+
+
+def test_whole_numbers_stay_whole_numbers(tmp_path):
+    shape = torch.tensor([3073, 128])  # bf16 has no 3073
+    save_lora(tmp_path / "a.safetensors", {**a_lora(), f"{KEY}.reshape_weight": shape}, "bf16", 2.0, {})
+    saved = load_lora(tmp_path / "a.safetensors")[f"{KEY}.reshape_weight"]
+    assert saved.dtype == shape.dtype and torch.equal(saved, shape)
 
 
 def test_values_that_the_precision_cannot_hold_are_refused_and_nothing_is_written(tmp_path):
@@ -120,6 +139,53 @@ def test_the_metadata_says_how_it_was_trained_under_the_names_others_read():
         json.loads(metadata["workflow"]) == {"nodes": []} and json.loads(metadata["prompt"])["1"]["class_type"] == "X"
     )
     assert all(isinstance(value, str) for value in metadata.values())
+
+
+def metadata_of(base_model: str = "sd_v1", **settings) -> dict[str, str]:
+    return training_metadata(NetworkConfig(), TrainingConfig(**settings), base_model, started=0.0)
+
+
+@pytest.mark.parametrize(
+    "scheduler, settings, cycles, power, rules",
+    [
+        ("constant", "", "1", "1.0", ""),
+        ("cosine_with_restarts", "", "2", "1.0", ""),
+        ("cosine_with_restarts", "num_cycles=5", "5", "1.0", ""),
+        ("polynomial", "", "1", "2.0", ""),
+        ("polynomial", "power=0.5", "1", "0.5", ""),
+        ("piecewise_constant", "steps=(100, 200), factors=(1, 0.5, 0.1)", "1", "1.0", "1:100,0.5:200,0.1"),
+        ("piecewise_constant", "steps=100, factors=(1, 0.5)", "1", "1.0", "1:100,0.5"),
+    ],
+)
+def test_the_metadata_says_how_the_learning_rate_went(scheduler, settings, cycles, power, rules):
+    metadata = metadata_of(lr_scheduler=scheduler, lr_scheduler_settings=settings)
+    assert metadata["ss_lr_scheduler"] == scheduler
+    assert metadata["ss_lr_scheduler_num_cycles"] == cycles and metadata["ss_lr_scheduler_power"] == power
+    assert metadata["ss_lr_step_rules"] == rules
+
+
+@pytest.mark.parametrize(
+    "base_model, architecture, is_v2",
+    [
+        ("sd_v1", "stable-diffusion-v1/lora", "False"),
+        ("sd_v2", "stable-diffusion-v2-512/lora", "True"),
+        ("sd_v2_v", "stable-diffusion-v2-768-v/lora", "True"),
+        ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora", "False"),
+        ("sd3_m", "stable-diffusion-v3-medium/lora", "False"),
+        ("flux1", "flux-1-dev/lora", "False"),
+        ("hidream", "hidream/lora", "False"),
+    ],
+)
+def test_the_metadata_names_the_architecture(base_model, architecture, is_v2):
+    metadata = metadata_of(base_model)
+    assert metadata["modelspec.architecture"] == architecture and metadata["ss_v2"] == is_v2
+
+
+def test_tags_are_counted_as_kohya_counts_them():
+    captions = ["1girl, Red Hat,, outdoors", "red hat,1girl", "1girl", "", "夜, 1girl"]
+    counts = {"1girl": 4, "red hat": 2, "outdoors": 1, "夜": 1}
+    assert json.loads(tag_frequency(captions)) == {"images": counts}
+    assert json.loads(tag_frequency(caption for caption in [])) == {"images": {}}
 
 
 def test_weights_of_any_dict_are_a_lora_without_metadata():

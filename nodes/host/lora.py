@@ -57,7 +57,7 @@ def with_lora(patcher: Patcher, lora: dict[str, torch.Tensor]) -> Patcher:
 def lora_keys(patcher: Patcher) -> dict[str, Any]:
     """Return what the model's layers are called in LoRA files, with where each stands in the model."""
     keys = comfy.lora.model_lora_keys_unet(patcher.model, {})
-    # The host has missed some of the names that diffusers and PEFT write for a U-Net.
+    # What diffusers and PEFT write for a U-Net today; the host knows an older form of it.
     for theirs, ours in comfy.utils.unet_to_diffusers(patcher.model.model_config.unet_config).items():
         for prefix in ("", "unet.", "base_model.model.", "unet.base_model.model."):
             if theirs.endswith(".weight"):
