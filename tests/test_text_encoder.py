@@ -80,6 +80,18 @@ def test_the_encoder_in_training_encodes_as_the_host_does(shapes):
         torch.testing.assert_close(ours[1]["pooled_output"].cpu(), theirs[1]["pooled_output"], rtol=1e-4, atol=1e-4)
 
 
+def test_every_step_has_the_prompt_as_the_encoder_gives_it_then(shapes):
+    model, clip, _ = shapes
+    tensor, extra = host.HostTextEncoder(clip).encode(["a red circle"])[0]
+    with host.open_training(model, False, clip) as (denoiser, _):
+        prompt = [None, extra]  # one object in both steps, as a freed one's address may come again
+        for factor in (1.0, 0.5):
+            prompt[0] = (tensor * factor).requires_grad_()
+            x_t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+            denoiser.predict(x_t, torch.tensor([2.0]), [prompt]).square().sum().backward()
+            assert prompt[0].grad.any()
+
+
 def test_the_text_encoder_has_its_own_learning_rate(train):
     slow = TrainingConfig(text_encoder_learning_rate=1e-9)
     moved = lambda lora, start: max(lora[key].abs().max() for key in lora if key.startswith(start) and "up" in key)  # noqa: E731

@@ -55,24 +55,27 @@ class HostDenoiser:
 
     def _encode(self, conditioning: denoiser.Conditioning, x_t: torch.Tensor) -> dict:
         """Return what the network takes for a prompt at this size of latents, encoded once a run."""
+        if conditioning[0].requires_grad:  # of a text encoder in training: another in every step
+            return self._model_cond(conditioning, x_t)
         key = (id(conditioning), x_t.shape[1:])
         if key not in self._model_conds:
-            x = x_t[:1].detach()
-            entry = comfy.sampler_helpers.convert_cond([conditioning])
-            entry = comfy.samplers.encode_model_conds(
-                self._model.extra_conds,
-                entry,
-                x,
-                self.device,
-                "positive",
-                latent_image=None,
-                denoise_mask=None,
-                seed=0,
-                latent_shapes=[x.shape],
-            )
-            conds = entry[0]["model_conds"]
-            self._model_conds[key] = {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}
+            self._model_conds[key] = self._model_cond(conditioning, x_t)
         return self._model_conds[key]
+
+    def _model_cond(self, conditioning: denoiser.Conditioning, x_t: torch.Tensor) -> dict:
+        x = x_t[:1].detach()
+        entry = comfy.samplers.encode_model_conds(
+            self._model.extra_conds,
+            comfy.sampler_helpers.convert_cond([conditioning]),
+            x,
+            self.device,
+            "positive",
+            latent_image=None,
+            denoise_mask=None,
+            seed=0,
+            latent_shapes=[x.shape],
+        )
+        return {name: cond.process_cond(batch_size=1, area=None) for name, cond in entry[0]["model_conds"].items()}
 
 
 def _parameterization(sampling: Any) -> denoiser.Parameterization:
