@@ -252,7 +252,13 @@ def fill(network: LoRANetwork, lora: dict[str, torch.Tensor]) -> None:
 def test_what_a_stopped_training_has_learned_is_kept(shapes, examples):
     kept = []
     with pytest.raises(InterruptProcessingException):
-        run_training(shapes[0], examples, raise_at(2, InterruptProcessingException()), steps=9, keep=lambda *what: kept.append(what))
+        run_training(
+            shapes[0],
+            examples,
+            raise_at(2, InterruptProcessingException()),
+            steps=9,
+            keep=lambda *what: kept.append(what),
+        )
     ((lora, losses, state, milestone),) = kept
     assert lora.metadata["ss_seed"] == "5" and len(losses) == 2 and state["losses"] == losses and not milestone
     assert all(lora[key].any() for key in lora if key.endswith("lora_up.weight"))
