@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from ..trainer.files import PRECISIONS, file_metadata, load_lora, save_lora
 from .loss_table import write_losses
 from .output_path import output_path
+from .results import TRAINING
 
 LoRAModel = io.Custom("LORA_MODEL")
 
@@ -60,7 +61,10 @@ class SaveLoRA(io.ComfyNode):
     def execute(cls, lora, name, save_precision, strength, overwrite) -> io.NodeOutput:
         path = output_path("loras", name, ".safetensors", overwrite)
         workflow = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
-        save_lora(path, lora, save_precision, strength, file_metadata(lora, path.stem, workflow))
+        metadata = file_metadata(lora, path.stem, workflow)
+        if strength != 1:
+            metadata.pop(TRAINING, None)  # the training's state is of the LoRA as it was
+        save_lora(path, lora, save_precision, strength, metadata)
         return io.NodeOutput(str(path), ui={"text": [str(path)]})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.sd
@@ -11,6 +12,7 @@ import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
 from pack.nodes import host, results
+from pack.nodes.files import SaveLoRA
 from pack.nodes.fingerprint import fingerprint
 from pack.nodes.train import TrainLoRA
 from pack.tools.shapes.train import pixels
@@ -154,6 +156,16 @@ def test_save_every_writes_the_steps_beside_what_save_lora_will_write(train, out
     second = load_lora(output_folder / "loras" / "style" / files[0])
     assert second.metadata["traintrain_step"] == "2"
     assert second.keys() == lora.keys() and {t.dtype for t in second.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("strength, goes_on", [(1.0, True), (2.0, False)])
+def test_a_saved_lora_finds_its_state_unless_it_was_multiplied(train, monkeypatch, strength, goes_on):
+    *_, lora, _ = train(settings=TrainingConfig(lr_scheduler="constant"), steps=2)
+    monkeypatch.setattr(SaveLoRA, "hidden", SimpleNamespace(prompt=PROMPT, extra_pnginfo={}), raising=False)
+    path = Path(SaveLoRA.execute(lora, "mine", "fp16", strength, False).args[0])
+    train.steps.clear()
+    train(settings=TrainingConfig(lr_scheduler="constant"), lora=load_lora(path), steps=4)
+    assert train.steps == ([3, 4] if goes_on else [1, 2, 3, 4])
 
 
 def test_old_trainings_make_room(train, output_folder, monkeypatch):
