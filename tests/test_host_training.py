@@ -86,11 +86,12 @@ def sample(model, prompts, steps: int = 4) -> torch.Tensor:
 
 
 def everything(shapes) -> dict[str, torch.Tensor]:
-    """All parameters and buffers of MODEL, CLIP and VAE, copied."""
+    """The bytes of all parameters and buffers of MODEL, CLIP and VAE: what no file holds, as a CLIP's text projection, may
+    be no number."""
     model, clip, vae = shapes
     modules = {"model": model.model, "clip": clip.cond_stage_model, "vae": vae.first_stage_model}
     return {
-        f"{name}.{key}": tensor.clone()
+        f"{name}.{key}": tensor.flatten().view(torch.uint8).clone()
         for name, module in modules.items()
         for key, tensor in module.state_dict().items()
     }

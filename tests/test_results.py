@@ -190,6 +190,13 @@ def test_training_leaves_model_and_clip_outputs_that_sample(train, shapes):
     assert same(lora, lora) and not host.has_text_encoder(lora)
 
 
+def test_a_prompt_has_the_same_fingerprint_after_a_restart():
+    """SD1's files have no text projection, so its pooled output is made of whatever stood in the memory."""
+    tokens = torch.ones(1, 77, 768)
+    runs = [fingerprint({"original": [[tokens, {"pooled_output": torch.full((1, 768), f)}]]}, {}, "2") for f in (0, 1)]
+    assert runs[0] == runs[1] != fingerprint({"original": [[tokens * 2, {}]]}, {}, "2")
+
+
 def test_a_fingerprint_tells_what_matters_from_what_does_not():
     base = fingerprint({"steps": 3, "image": torch.zeros(2, 2)}, PROMPT, "2")
     titled = {id: {**node, "_meta": {"title": "x"}} for id, node in PROMPT.items()}
