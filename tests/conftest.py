@@ -47,6 +47,15 @@ def shapes_checkpoint() -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def shapes(shapes_checkpoint):
+    """MODEL, CLIP and VAE, loaded as the executor loads them: in inference mode."""
+    import comfy.sd
+
+    with torch.inference_mode():
+        return comfy.sd.load_checkpoint_guess_config(str(shapes_checkpoint))[:3]
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A running ComfyUI with the pack, the demonstration model and folders of its own."""

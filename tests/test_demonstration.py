@@ -18,12 +18,6 @@ from PIL import Image, ImageFilter
 from safetensors.torch import load_file
 
 
-@pytest.fixture(scope="module")
-def shapes(shapes_checkpoint):
-    with torch.inference_mode():
-        return comfy.sd.load_checkpoint_guess_config(str(shapes_checkpoint))[:3]
-
-
 def share(drawn: list[Image.Image], right: Callable[[int, Seen], bool]) -> float:
     return sum(right(index, classify(picture)) for index, picture in enumerate(drawn)) / len(drawn)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import comfy.sd
 import pytest
 import torch
 from pack.nodes import host
@@ -13,12 +12,6 @@ from pack.trainer.data import TrainingExample, draw_batches
 from pack.trainer.methods.denoise import Denoise
 
 LAYERS = {"Full": 48, "CrossAttention": 16, "SelfAttention": 16}  # of the four attention blocks of Shapes
-
-
-@pytest.fixture(scope="module")
-def shapes(shapes_checkpoint):
-    with torch.inference_mode():
-        return comfy.sd.load_checkpoint_guess_config(str(shapes_checkpoint))[:3]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import comfy.sd
+import comfy.lora
 import comfy.utils
 import pytest
 import torch
@@ -17,12 +17,6 @@ from pack.trainer.data import TrainingImage
 from pack.trainer.files import LoRAWeights
 
 NETWORK = NetworkConfig(rank=3, alpha=1.5)
-
-
-@pytest.fixture(scope="module")
-def shapes(shapes_checkpoint):
-    with torch.inference_mode():
-        return comfy.sd.load_checkpoint_guess_config(str(shapes_checkpoint))[:3]
 
 
 @pytest.fixture

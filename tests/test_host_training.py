@@ -26,13 +26,6 @@ CAPTIONS = ["a red circle", "blue square", "a green triangle on a black backgrou
 
 
 @pytest.fixture(scope="module")
-def shapes(shapes_checkpoint):
-    """MODEL, CLIP and VAE, loaded as the executor loads them: in inference mode."""
-    with torch.inference_mode():
-        return comfy.sd.load_checkpoint_guess_config(str(shapes_checkpoint))[:3]
-
-
-@pytest.fixture(scope="module")
 def examples(shapes) -> list[TrainingExample]:
     model, clip, vae = shapes
     rng = random.Random(0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import comfy.sd
 import comfy.utils
 import folder_paths
 import pytest
@@ -19,12 +18,6 @@ from pack.trainer.config import NetworkConfig
 from pack.trainer.data import TrainingImage
 
 CAPTIONS = ["red circle", "blue square", "a green triangle"]
-
-
-@pytest.fixture(scope="module")
-def shapes(shapes_checkpoint):
-    with torch.inference_mode():
-        return comfy.sd.load_checkpoint_guess_config(str(shapes_checkpoint))[:3]
 
 
 @pytest.fixture(scope="module")

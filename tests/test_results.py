@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import comfy.sd
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
@@ -29,12 +28,6 @@ PROMPT = {
         "inputs": {"lora": ["2", 2], "name": "style/mine", "save_precision": "bf16"},
     },
 }
-
-
-@pytest.fixture(scope="module")
-def shapes(shapes_checkpoint):
-    with torch.inference_mode():
-        return comfy.sd.load_checkpoint_guess_config(str(shapes_checkpoint))[:3]
 
 
 @pytest.fixture

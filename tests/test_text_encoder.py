@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import comfy.lora
-import comfy.sd
 import pytest
 import torch
 from pack.nodes import host
@@ -16,12 +14,6 @@ from pack.trainer.config import NetworkConfig, TrainingConfig
 from pack.trainer.data import TrainingImage
 
 BOTH, TEXT = NetworkConfig(rank=2, blocks="all, BASE"), NetworkConfig(rank=2, blocks="BASE")
-
-
-@pytest.fixture(scope="module")
-def shapes(shapes_checkpoint):
-    with torch.inference_mode():
-        return comfy.sd.load_checkpoint_guess_config(str(shapes_checkpoint))[:3]
 
 
 @pytest.fixture

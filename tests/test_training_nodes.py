@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from types import SimpleNamespace
 
-import comfy.sd
 import numpy as np
 import pytest
 import torch
@@ -21,12 +20,6 @@ from PIL import Image
 
 ENCODED: dict[str, list] = {}  # the encoder is slow on a CPU
 TRAINING = {"steps": 3, "batch_size": 2, "learning_rate": 1e-3, "seed": 4}
-
-
-@pytest.fixture(scope="module")
-def shapes(shapes_checkpoint):
-    with torch.inference_mode():
-        return comfy.sd.load_checkpoint_guess_config(str(shapes_checkpoint))[:3]
 
 
 @pytest.fixture(scope="module")
