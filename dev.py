@@ -19,6 +19,7 @@ if sys.version_info < (3, 10):
     )
 
 from tools.base_folder import forget_trainings, prepare_base
+from tools.browser import ensure_browser
 from tools.errors import ToolError
 from tools.host import ROOT, existing_host, host_folder, own_host, python_command, require_packages
 from tools.host_setup import REQUIREMENTS, RUNNER_REQUIREMENTS, set_up
@@ -50,6 +51,7 @@ def evaluate(host, arguments):
 
 def test(host, arguments):
     """Run the tests; further arguments go to pytest."""
+    ensure_browser(host.python, host.folder / "browser.log", StatusLine())
     environment = dict(os.environ, TRAINTRAIN_COMFYUI=str(host.comfyui), TRAINTRAIN_HOST=str(host.folder))
     environment.setdefault("OMP_NUM_THREADS", "1")  # two processes of one thread each are twice as fast as one of two
     return run([str(host.python), "-m", "pytest", "-n", "2", "--dist", "loadfile"] + arguments.rest, env=environment)

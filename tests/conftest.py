@@ -11,8 +11,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-HOST = Path(os.environ.get("TRAINTRAIN_HOST", ROOT / ".host"))
-COMFYUI = Path(os.environ.get("TRAINTRAIN_COMFYUI", HOST / "ComfyUI"))
+HOST = Path(os.environ.get("TRAINTRAIN_HOST", ROOT / ".host")).absolute()
+COMFYUI = Path(os.environ.get("TRAINTRAIN_COMFYUI", HOST / "ComfyUI")).absolute()
 
 # The pack's own `nodes` folder would shadow the host's nodes.py, so the pack's root stays off sys.path, and its modules
 # are imported as `pack.trainer...` without running its __init__.py.
@@ -24,6 +24,7 @@ from pack.tools.launch import prepare_torchvision  # noqa: E402
 
 prepare_torchvision()
 
+from browser import browser, canvas, page, shared_page  # noqa: E402, F401
 from comfy.cli_args import args  # noqa: E402
 
 args.cpu = not torch.cuda.is_available()  # the host decides at import, and fails where there is no GPU
