@@ -3,14 +3,15 @@
 from comfy_api.latest import ComfyExtension
 from server import PromptServer
 
-from .nodes import NODES, stopping
+from .nodes import NODES, folders, stopping
 
 WEB_DIRECTORY = "./web"
 
 
 class TrainTrain(ComfyExtension):
     async def on_load(self) -> None:
-        PromptServer.instance.routes.post(stopping.ROUTE)(stopping.answer)
+        for route, answer in ((stopping.ROUTE, stopping.answer), *folders.ROUTES):
+            PromptServer.instance.routes.post(route)(answer)
 
     async def get_node_list(self) -> list:
         return NODES

@@ -222,7 +222,7 @@ def find_folder(name: str) -> Path:
     """
     if not name.strip():
         raise ValueError("No folder is named: write the name of a folder inside ComfyUI's input folder.")
-    roots = [Path(root).resolve() for root in _allowed_folders()]
+    roots = [Path(root).resolve() for root in allowed_folders()]
     candidates = [(root / name.strip()).resolve() for root in roots]
     allowed = [path for path in candidates if any(path.is_relative_to(root) for root in roots)]
     for path in allowed:
@@ -237,6 +237,7 @@ def find_folder(name: str) -> Path:
     raise ValueError(f"There is no folder {name!r}; looked for {places}.")
 
 
-def _allowed_folders() -> list[str]:
+def allowed_folders() -> list[str]:
+    """Return the folders that pictures may be read from, those in them included."""
     extra = folder_paths.folder_names_and_paths.get(EXTRA_FOLDERS, ([], set()))[0]
     return [folder_paths.get_input_directory(), folder_paths.get_output_directory(), *extra]
