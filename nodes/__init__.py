@@ -6,6 +6,7 @@ from .encoded import EncodedTrainingImages
 from .files import LoadLoRA, PlotLoss, SaveLoRA
 from .images import BucketImages, LoadImageFolder
 from .pairs import LoadImagePairs
+from .preview import PreviewSettings
 from .settings import LoRANetwork, TrainingSettings
 from .train import TrainILECO, TrainLoRA
 
@@ -16,6 +17,7 @@ NODES = [
     EncodedTrainingImages,
     LoRANetwork,
     TrainingSettings,
+    PreviewSettings,
     TrainLoRA,
     TrainILECO,
     TrainCopyMachine,

@@ -106,7 +106,7 @@ class TrainDifference(TrainingNode, io.ComfyNode):
         _check_same_size(image, copy_machine)
         copying = host.with_lora(model, copy_machine)
         method = _learn_picture(model, vae, image, conditioning, config)
-        return host.Training(copying, network, config, method, {METHOD: "difference"}, lora=lora)
+        return host.Training(copying, network, config, method, {METHOD: "difference"}, lora=lora, base=model)
 
 
 def _learn_picture(model: Any, vae: Any, image: torch.Tensor, conditioning: list, config: TrainingConfig) -> Denoise:

@@ -8,7 +8,8 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..trainer.files import PRECISIONS, file_metadata, load_lora, save_lora
-from .loss_table import write_losses
+from ..trainer.history import History
+from .loss_table import read_table, write_table
 from .output_path import output_path
 from .results import TRAINING
 
@@ -105,12 +106,12 @@ class PlotLoss(io.ComfyNode):
             display_name="Plot Loss",
             category="TrainTrain",
             description="Draws the loss of one or more trainings, and writes chart and table to output/loss.",
-            search_aliases=["loss graph", "training curve", "loss chart"],
+            search_aliases=["loss graph", "training curve", "loss chart", "csv", "compare trainings"],
             inputs=[
                 io.Autogrow.Input(
                     "loss",
                     template=io.Autogrow.TemplatePrefix(
-                        io.Custom("LOSS_MAP").Input("run", tooltip="From a training node."), "run", min=1, max=16
+                        io.Custom("LOSS_MAP").Input("run", tooltip="From a training node."), "run", min=0, max=16
                     ),
                 ),
                 io.Int.Input(
@@ -125,23 +126,63 @@ class PlotLoss(io.ComfyNode):
                     default="loss",
                     tooltip="Name of the chart (.png) and the table (.csv) in output/loss; a number is added if it is taken.",
                 ),
+                io.Boolean.Input(
+                    "logarithmic",
+                    default=False,
+                    tooltip="On: an axis of powers of ten, on which small losses can be told apart.",
+                ),
+                io.String.Input(
+                    "tables",
+                    default="",
+                    tooltip="Earlier tables of output/loss to draw as well, by name, separated by commas: loss, purple_star_2.",
+                ),
             ],
             outputs=[io.Image.Output("image", tooltip="The chart.")],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, loss, smoothing, name) -> io.NodeOutput:
+    def execute(cls, smoothing, name, loss=None, logarithmic=False, tables="") -> io.NodeOutput:
         from .plot import draw_losses, save_picture  # matplotlib takes a second to import: not when ComfyUI starts
 
-        runs = [[float(value) for value in run["loss"]] for run in loss.values() if run is not None]
-        table = output_path("loss", name, ".csv", overwrite=False)
-        write_losses(table, runs, smoothing)
-        image = draw_losses(runs, smoothing)
-        chart = save_picture(table.with_suffix(".png"), image)
-        return io.NodeOutput(
-            image[None], ui={"text": [str(chart), str(table)], **ui.PreviewImage(image[None], cls=cls).as_dict()}
+        wired = [run for run in (loss or {}).values() if run is not None]
+        runs = _named_apart(
+            [(run.get("name", f"run {number}"), _history(run)) for number, run in enumerate(wired, 1)]
+            + [run for table in tables.split(",") if table.strip() for run in read_table(_find_table(table)).items()]
         )
+        if not runs:
+            raise ValueError("There is no loss to draw: wire the loss of a training, or name a table of output/loss.")
+        path = output_path("loss", name, ".csv", overwrite=False)
+        write_table(path, runs, smoothing)
+        image = draw_losses(runs, smoothing, logarithmic)
+        chart = save_picture(path.with_suffix(".png"), image)
+        return io.NodeOutput(
+            image[None], ui={"text": [str(chart), str(path)], **ui.PreviewImage(image[None], cls=cls).as_dict()}
+        )
+
+
+def _history(run: dict) -> History:
+    """Read a LOSS_MAP, ours or the host's, whose losses may be tensors, or a single one."""
+    losses = run["loss"] if isinstance(run["loss"], (list, tuple)) else [run["loss"]]
+    return History([float(loss) for loss in losses], [float(rate) for rate in run.get("learning_rate", ())])
+
+
+def _named_apart(runs: list[tuple[str, History]]) -> dict[str, History]:
+    """Give each run with a loss a name of its own."""
+    named: dict[str, History] = {}
+    for name, run in runs:
+        if run.losses:
+            same = sum(known == name or known.startswith(f"{name} (") for known in named)
+            named[f"{name} ({same + 1})" if same else name] = run
+    return named
+
+
+def _find_table(name: str) -> Path:
+    """Return the table of a name in output/loss. Raises ValueError where there is none, or outside that folder."""
+    path = output_path("loss", name, ".csv", overwrite=True)
+    if not path.is_file():
+        raise ValueError(f"There is no table {path.name} in {path.parent}: give the name of a file there.")
+    return path
 
 
 def _safetensors_names() -> list[str]:

@@ -14,6 +14,8 @@ import torch
 # another after each start of the host.
 POOLED = "pooled_output"
 
+WATCHING = {"preview"}  # inputs that show a training and leave its result as it is
+
 Prompt = dict[str, dict]  # a graph as the host runs it: node id -> class_type and inputs
 
 
@@ -23,7 +25,7 @@ def fingerprint(inputs: dict[str, Any], prompt: Prompt, node_id: str) -> str:
     Pictures, prompts and LoRAs count by their content; models by their files and by the nodes they came through.
     """
     digest = hashlib.sha256(_graph(prompt, node_id, {}).encode())
-    _add(digest, inputs)
+    _add(digest, {name: value for name, value in inputs.items() if name not in WATCHING})
     return digest.hexdigest()[:16]
 
 
@@ -34,6 +36,7 @@ def _graph(prompt: Prompt, node_id: str, known: dict[str, str]) -> str:
         inputs = {
             name: [_graph(prompt, value[0], known), value[1]] if _is_link(value) else value
             for name, value in node.get("inputs", {}).items()
+            if name not in WATCHING
         }
         text = json.dumps([node.get("class_type"), inputs], sort_keys=True, default=str)
         known[node_id] = hashlib.sha256(text.encode()).hexdigest()

@@ -4,43 +4,48 @@ from __future__ import annotations
 
 import csv
 from io import StringIO
+from itertools import zip_longest
 from pathlib import Path
-from typing import Sequence
-
-import numpy as np
+from typing import Mapping
 
 from ..trainer.files import whole_file
+from ..trainer.history import History, smooth
 
-COLUMNS = ["run", "step", "loss", "smoothed loss"]
+COLUMNS = ["run", "step", "loss", "smoothed loss", "learning rate"]
 
-
-def smooth(losses: Sequence[float], window: int) -> np.ndarray:
-    """Return at each step the mean of the last `window` losses, or of as many as there are."""
-    sums = np.concatenate([[0.0], np.cumsum(np.asarray(losses, dtype=np.float64))])
-    ends = np.arange(1, len(losses) + 1)
-    starts = np.maximum(0, ends - window)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+Runs = Mapping[str, History]  # by name
 
 
-def write_losses(path: Path, runs: Sequence[Sequence[float]], window: int) -> None:
-    """Write the runs as a table: run, step, loss, smoothed loss. Whole or not at all."""
-    rows: list[list] = [COLUMNS]
-    for number, losses in enumerate(runs, 1):
-        rows += [
-            [number, step, loss, mean]
-            for step, (loss, mean) in enumerate(zip(losses, smooth(losses, window).tolist()), 1)
-        ]
+def write_table(path: Path, runs: Runs, window: int) -> None:
+    """Write runs as a table: run, step, loss, its mean over a window of steps, learning rate. Whole or not at all."""
     text = StringIO(newline="")
-    csv.writer(text).writerows(rows)
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for name, run in runs.items():
+        columns = run.losses, smooth(run.losses, window).tolist(), run.learning_rates
+        for step, row in enumerate(zip_longest(*columns, fillvalue=""), 1):
+            writer.writerow([name, step, *row])
     with whole_file(path) as part:
         part.write_text(text.getvalue(), encoding="utf-8", newline="")
 
 
-def read_losses(path: Path) -> list[float]:
-    """Return the losses of a table with one run. Raises OSError or ValueError for a file that is none."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+def read_table(path: Path) -> dict[str, History]:
+    """Read the runs of a table; one of another program may have no more than a column of losses.
+
+    Raises OSError or ValueError for a file that is none.
+    """
+    runs: dict[str, History] = {}
     try:
-        return [float(row["loss"]) for row in rows]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path.name} is no table of losses.") from error
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            for row in csv.DictReader(file):
+                row = {(name or "").strip().lower().replace("_", " "): value for name, value in row.items()}
+                run = runs.setdefault(row.get("run") or path.stem, History())
+                run.losses.append(float(row["loss"]))
+                rate = row.get("learning rate") or row.get("lr")
+                if rate:
+                    run.learning_rates.append(float(rate))
+    except (KeyError, TypeError, ValueError, csv.Error) as error:  # bytes that are no text are a ValueError
+        raise ValueError(f"{path.name} is no table of losses: it needs a column named loss, of numbers.") from error
+    if not runs:
+        raise ValueError(f"{path.name} is a table without rows: there is nothing to draw.")
+    return runs

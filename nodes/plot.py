@@ -3,42 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..trainer.files import whole_file
-from .loss_table import smooth
+from ..trainer.history import smooth
+from .loss_table import Runs
+
+LONGEST_NAME = 40  # letters in the legend
 
 
-def draw_losses(runs: Sequence[Sequence[float]], window: int) -> torch.Tensor:
+def draw_losses(runs: Runs, window: int, logarithmic: bool = False) -> torch.Tensor:
     """Draw the runs into one chart (H, W, 3) in [0, 1]: the losses pale, their running mean on top."""
     figure = Figure(figsize=(9, 5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    for number, losses in enumerate(runs, 1):
-        steps = np.arange(1, len(losses) + 1)
-        colour, marker = f"C{(number - 1) % 10}", "o" if len(losses) == 1 else ""
+    for number, (name, run) in enumerate(runs.items()):
+        steps = np.arange(1, len(run) + 1)
+        colour, marker = f"C{number % 10}", "o" if len(run) == 1 else ""
         if window > 1:
-            axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=1)
-        axes.plot(
-            steps,
-            smooth(losses, window),
-            color=colour,
-            marker=marker,
-            linewidth=2,
-            label=f"run {number}, {len(losses)} steps",
-        )
+            axes.plot(steps, run.losses, color=colour, alpha=0.25, linewidth=1)
+        label = f"{name[:LONGEST_NAME]}, {len(run)} step{'s' * (len(run) != 1)}"
+        axes.plot(steps, smooth(run.losses, window), color=colour, marker=marker, linewidth=2, label=label)
     axes.set_xlabel("step")
     axes.set_ylabel("loss" if window == 1 else f"loss and its mean over {window} steps")
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(left=0)
-    axes.grid(alpha=0.3)
-    if len(runs) > 1:
-        axes.legend()
+    axes.set_xlim(0, 1.02 * max(2, *map(len, runs.values())))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    highest = max(loss for run in runs.values() for loss in run.losses)
+    if logarithmic and highest > 0:
+        axes.set_yscale("log", nonpositive="mask")
+    else:
+        axes.set_ylim(0, 1.1 * highest or 1)
+    axes.grid(alpha=0.3, which="both" if logarithmic else "major")
+    axes.legend(loc="upper right")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].astype(np.float32) / 255)

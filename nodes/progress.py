@@ -1,67 +1,139 @@
-"""Tells the page how a training goes."""
+"""Tells the page how a training goes, and remembers it for pages that are opened later."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import deque
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
+import torch
+from aiohttp import web
 from server import PromptServer
 
+from ..trainer.history import History, LossCurve
 from . import stopping
+from .results import SMOOTHING, TrainingResults
+
+ROUTE = "/traintrain/trainings"
+STEP, END, NETWORK = "traintrain.step", "traintrain.end", "traintrain.network"  # events
+SECONDS_BETWEEN_EVENTS = 0.25  # a page cannot show more, and every message costs the training a little
+REMEMBERED = 50  # trainings, each with what its node shows
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_EVENTS = 0.25  # a page cannot show more, and every message costs the training a little
+_shown: dict[tuple, dict[str, Any]] = {}  # (workflow, node) -> the last message
 
 
 class TrainingProgress:
-    """Shows a training on its node: the bar, and a `traintrain.step` event. Called once a step.
+    """Shows a training on its node: the bar, the figures, the curve of the loss, samples. Called once a step.
 
     Raises the host's InterruptProcessingException when the user cancels, StopTraining when the user stops it to keep it.
     """
 
-    def __init__(self, node: type, steps: int) -> None:
-        self._node_id, self._steps = node.hidden.unique_id, steps
+    def __init__(self, node: type, steps: int, results: TrainingResults) -> None:
+        self._node_id, self._steps, self._results = node.hidden.unique_id, steps, results
         self._network_id = _wired_from(node.hidden.prompt or {}, self._node_id, "network")
+        self._workflow = ((getattr(node.hidden, "extra_pnginfo", None) or {}).get("workflow") or {}).get("id")
         self._bar = comfy.utils.ProgressBar(steps, node_id=self._node_id)
+        self._curve, self._last_losses = LossCurve(), deque(maxlen=SMOOTHING)
+        self._figures: dict[str, Any] = {"step": 0}
         self._started = self._last_event = time.monotonic()
         self._done = 0
 
-    def begin(self, layers: int, parameters: int, done: int) -> None:
-        """Say how large the LoRA is, in the log and on the node that chose it."""
+    def begin(self, layers: int, parameters: int, blocks: list[str], history: History) -> None:
+        """Say how large the LoRA is, in the log and on the node that chose it, and what is done already."""
         text = f"{layers} layers, {parameters:,} parameters"
-        logger.info("The LoRA has %s%s.", text, f" and goes on from step {done}" if done else "")
-        server = getattr(PromptServer, "instance", None)
+        logger.info("The LoRA has %s%s.", text, f" and goes on from step {len(history)}" if len(history) else "")
+        server = _server()
         if server is not None:
             server.send_progress_text(text, self._network_id or self._node_id)
-        self._started, self._done = time.monotonic(), done
+            if self._network_id:
+                server.send_sync(NETWORK, {"workflow": self._workflow, "node": self._network_id, "blocks": blocks})
+        self._take_in(history)
+        self._started, self._done = time.monotonic(), len(history)
 
     def __call__(self, step: int, loss: float, learning_rate: float) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         stopping.check(self._node_id)
         now = time.monotonic()
         self._bar.update_absolute(step, self._steps)
+        self._add(step, loss, learning_rate)
         if now - self._last_event >= SECONDS_BETWEEN_EVENTS or step in (1, self._steps):
             self._last_event = now
-            self._send(step, loss, learning_rate, (step - self._done) / max(now - self._started, 1e-9))
+            self._send(STEP)
 
-    def _send(self, step: int, loss: float, learning_rate: float, steps_per_second: float) -> None:
-        server = getattr(PromptServer, "instance", None)  # there is none where nodes are run without a page
+    def show(self, step: int, samples: torch.Tensor) -> None:
+        """Keep samples and show them."""
+        self._results.keep_samples(step, samples)
+        self._send(STEP)
+
+    def end(self) -> None:
+        """Say that the training has ended, however it did."""
+        self._send(END)
+
+    def recall(self, history: History) -> None:
+        """Show a training that was done before."""
+        self._take_in(history)
+        self._started = None
+        self._send(END)
+
+    def _take_in(self, history: History) -> None:
+        for step, (loss, rate) in enumerate(zip(history.losses, history.learning_rates), 1):
+            self._add(step, loss, rate)
+
+    def _add(self, step: int, loss: float, learning_rate: float) -> None:
+        self._curve.add(loss)
+        self._last_losses.append(loss)
+        self._figures = {"step": step, "loss": loss, "learning_rate": learning_rate}
+
+    def _send(self, event: str) -> None:
+        message = {
+            "workflow": self._workflow,
+            "node": self._node_id,
+            "run": self._results.fingerprint,
+            "name": self._results.name,
+            "running": event == STEP,
+            "steps": self._steps,
+            **self._figures,
+            **self._pace(),
+            "curve": self._curve.points(),
+            "samples": self._results.samples(),
+        }
+        if self._last_losses:
+            message["smoothed_loss"] = sum(self._last_losses) / len(self._last_losses)
+        _remember(message)
+        server = _server()
         if server is not None:
-            server.send_sync(
-                "traintrain.step",
-                {
-                    "node": self._node_id,
-                    "step": step,
-                    "steps": self._steps,
-                    "loss": loss,
-                    "learning_rate": learning_rate,
-                    "steps_per_second": steps_per_second,
-                    "seconds_left": (self._steps - step) / steps_per_second,
-                },
-            )
+            server.send_sync(event, message)
+
+    def _pace(self) -> dict[str, float]:
+        """Say how fast it goes, where it went at all."""
+        done = self._figures["step"] - self._done
+        if self._started is None or not done:
+            return {}
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        left = (self._steps - self._figures["step"]) * seconds / done
+        return {"seconds": seconds, "steps_per_second": done / seconds, "seconds_left": left}
+
+
+async def answer(_: web.Request) -> web.Response:
+    """Give what the nodes of the latest trainings show."""
+    return web.json_response({"trainings": list(_shown.values())})
+
+
+def _remember(message: dict[str, Any]) -> None:
+    key = message["workflow"], message["node"]
+    _shown.pop(key, None)
+    _shown[key] = message
+    while len(_shown) > REMEMBERED:
+        del _shown[next(iter(_shown))]
+
+
+def _server() -> PromptServer | None:
+    return getattr(PromptServer, "instance", None)  # there is none where nodes are run without a page
 
 
 def _wired_from(prompt: dict[str, dict], node_id: str, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What trainings leave on disk: the LoRA of each, finished or not, its losses, and the state to go on from.
+"""What trainings leave on disk: the LoRA of each, finished or not, its losses, its samples, and the state to go on from.
 
 They are in output/loras/trained, named after the Save LoRA that is wired, else after the method, with a fingerprint of
 all that the result depends on. The newest LORAS_KEPT trainings stay there, the newest STATES_KEPT with their state;
@@ -7,6 +7,7 @@ older ones go when a new one comes. What `save_every` and Save LoRA write is the
 
 from __future__ import annotations
 
+import glob
 import logging
 import re
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import Any
 
 import folder_paths
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 
-from ..trainer.files import LoRAWeights, file_metadata, load_lora, save_lora
+from ..trainer.files import LoRAWeights, file_metadata, load_lora, save_lora, whole_file
+from ..trainer.history import History
 from ..trainer.state import State, load_state, read_labels, save_state
 from .fingerprint import fingerprint
-from .loss_table import read_losses, write_losses
+from .loss_table import read_table, write_table
 from .output_path import output_path
 
 FOLDER = "loras/trained"
@@ -35,48 +38,64 @@ class TrainingResults:
 
     def __init__(self, node: type, inputs: dict[str, Any]) -> None:
         prompt = node.hidden.prompt or {}
-        self._fingerprint = fingerprint(inputs, prompt, node.hidden.unique_id)
+        self.fingerprint = fingerprint(inputs, prompt, node.hidden.unique_id)
         self._saving = _save_inputs(prompt, node.hidden.unique_id)
-        self._name = self._saving.get("name") or node.__name__.removeprefix("Train")
+        self.name = self._saving.get("name") or node.__name__.removeprefix("Train")
         self._steps = inputs["steps"][0] if isinstance(inputs["steps"], list) else inputs["steps"]
 
-    def recall(self) -> tuple[LoRAWeights, list[float]] | None:
-        """Return the LoRA and the losses of a training that has finished before, if they are still there."""
-        for path in _folder().glob(f"*_{self._fingerprint}.safetensors"):
+    def recall(self) -> tuple[LoRAWeights, History] | None:
+        """Return the LoRA and the history of a training that has finished before, if they are still there."""
+        for path in _folder().glob(f"*_{self.fingerprint}.safetensors"):
             try:
-                lora, losses = load_lora(path), read_losses(path.with_suffix(".csv"))
+                lora, (history,) = load_lora(path), read_table(path.with_suffix(".csv")).values()
             except (OSError, ValueError):
                 continue
-            if lora.metadata.get(STEP) == str(self._steps) == str(len(losses)):
+            if lora.metadata.get(STEP) == str(self._steps) == str(len(history)):
                 logger.info("This training is done: its LoRA comes from %s. Delete the file to train again.", path)
-                return lora, losses
+                return lora, history
         return None
 
     def unfinished(self) -> State | None:
         """Return the state of a training with the same inputs that has ended early."""
-        state = _load_state({TRAINING: self._fingerprint})
+        state = _load_state({TRAINING: self.fingerprint})
         return state if state and len(state["losses"]) < self._steps else None
 
-    def keep(self, lora: LoRAWeights, losses: list[float], state: State | None, milestone: bool) -> None:
-        """Put a training's LoRA, losses and state on disk, in the place of its earlier ones.
+    def keep(self, lora: LoRAWeights, history: History, state: State | None, milestone: bool) -> None:
+        """Put a training's LoRA, history and state on disk, in the place of its earlier ones.
 
         At a milestone the LoRA is written as NAME_<n>steps, too, beside what Save LoRA will write.
         """
-        step = len(losses)
-        lora.metadata |= {TRAINING: self._fingerprint, STEP: str(step)}
-        stem = re.sub(r"[^\w.-]", "_", Path(self._name).name)
-        path = _folder() / f"{stem}_{self._fingerprint}.safetensors"
+        step = len(history)
+        lora.metadata |= {TRAINING: self.fingerprint, STEP: str(step)}
+        path = self._path(".safetensors")
         if state is not None:
-            save_state(path.with_suffix(".state"), state, {TRAINING: self._fingerprint, STEP: str(step)})
-        write_losses(path.with_suffix(".csv"), [losses], SMOOTHING)
+            save_state(path.with_suffix(".state"), state, {TRAINING: self.fingerprint, STEP: str(step)})
+        write_table(path.with_suffix(".csv"), {path.stem: history}, SMOOTHING)
         save_lora(path, lora, "fp32", 1.0, file_metadata(lora, path.stem, {}))
         _clean_up()
         if step < self._steps:
             logger.info("Step %d of %d of the training is kept in %s", step, self._steps, path)
         if milestone:
-            path = output_path("loras", f"{self._name}_{step}steps", ".safetensors", overwrite=False)
+            path = output_path("loras", f"{self.name}_{step}steps", ".safetensors", overwrite=False)
             precision = self._saving.get("save_precision", "fp16")
             save_lora(path, lora, precision, 1.0, file_metadata(lora, path.stem, {}))
+
+    def keep_samples(self, step: int, image: torch.Tensor) -> None:
+        """Put the samples (H, W, 3) in [0, 1] of a training's step on disk."""
+        picture = Image.fromarray((image * 255).round().byte().cpu().numpy())
+        with whole_file(self._path(f"_{step:06d}.jpg")) as part:
+            picture.save(part, "JPEG", quality=92)
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Return the steps that samples were kept of, in order, with the files to ask the host's /view for."""
+        files = sorted(_folder().glob(f"*_{self.fingerprint}_*.jpg"), key=lambda file: file.stem.rpartition("_")[2])
+        return [
+            {"step": int(file.stem.rpartition("_")[2]), "filename": file.name, "subfolder": FOLDER} for file in files
+        ]
+
+    def _path(self, ending: str) -> Path:
+        stem = re.sub(r"[^\w.-]", "_", Path(self.name).name)
+        return _folder() / f"{stem}_{self.fingerprint}{ending}"
 
 
 def state_of(lora: dict[str, torch.Tensor]) -> State | None:
@@ -100,7 +119,8 @@ def _clean_up() -> None:
     loras = sorted(_folder().glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
     for number, path in enumerate(loras):
         doomed = [path.with_suffix(".state")] if number >= STATES_KEPT else []
-        doomed += [path, path.with_suffix(".csv")] if number >= LORAS_KEPT else []
+        if number >= LORAS_KEPT:
+            doomed += [path, path.with_suffix(".csv"), *path.parent.glob(f"{glob.escape(path.stem)}_*.jpg")]
         for old in doomed:
             old.unlink(missing_ok=True)
 

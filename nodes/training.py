@@ -14,6 +14,7 @@ from ..trainer.data import TrainingExample
 from ..trainer.presets import Preset
 from . import host, stopping
 from .files import LoRAModel
+from .preview import Preview
 from .progress import TrainingProgress
 from .results import TrainingResults, state_of
 from .settings import Network, Settings
@@ -79,10 +80,15 @@ def training_inputs(
             tooltip="A LoRA to go on from, of any program. One of ours goes on at its step, with the optimizer's state while that "
             "is on disk, until it has `steps` in all; any other starts a training from its weights. Unwired network: the LoRA's own.",
         ),
+        Preview.Input(
+            "preview",
+            optional=True,
+            tooltip="From Preview Settings: samples on the node while it trains. Unwired: none.",
+        ),
     ]
 
 
-HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt]
+HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
 
 
 def model_output() -> io.Output:
@@ -103,23 +109,27 @@ class TrainingNode:
     """
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
+    def execute(cls, preview: host.Preview | None = None, **inputs: Any) -> io.NodeOutput:
         results = TrainingResults(cls, inputs)
+        progress = TrainingProgress(cls, the_one(inputs["steps"]), results)
         finished = results.recall()
-        if finished is None:
-            training = cls.prepare(**inputs)
+        if finished is not None:
+            progress.recall(finished[1])
+        else:
+            training = replace(cls.prepare(**inputs), preview=the_one(preview))
             state = results.unfinished() or (state_of(training.lora) if training.lora else None)
-            progress = TrainingProgress(cls, training.config.steps)
             stopping.begin(cls.hidden.unique_id)
             try:
                 finished = host.train_lora(training, progress, results.keep, state)
             finally:
                 stopping.end(cls.hidden.unique_id)
-        lora, losses = finished
+                progress.end()
+        lora, history = finished
         models = [host.with_lora(the_one(inputs["model"]), lora)]
         if "clip" in inputs:
             models.append(host.clip_with_lora(inputs["clip"], lora))
-        return io.NodeOutput(*models, lora, {"loss": losses})
+        loss = {"name": results.name, "loss": history.losses, "learning_rate": history.learning_rates}
+        return io.NodeOutput(*models, lora, loss)
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> int:

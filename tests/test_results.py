@@ -51,6 +51,12 @@ def train(shapes, images, monkeypatch):
             def begin(self, *size):
                 pass
 
+            def recall(self, history):
+                pass
+
+            def end(self):
+                pass
+
             def __call__(self, step, *_):
                 steps.append(step)
                 if step == stop_at:

@@ -48,7 +48,7 @@ def trained(run) -> dict[str, torch.Tensor]:
 
 
 def assert_same(first: TrainingRun, second: TrainingRun) -> None:
-    assert first.losses == second.losses
+    assert first.history.losses == second.history.losses
     for ours, theirs in zip(first.weights().values(), second.weights().values(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -63,7 +63,7 @@ def test_twenty_and_twenty_steps_are_forty_bit_for_bit(method, optimizer, tmp_pa
     stopped = make_run(method, **settings)
     with pytest.raises(Stop):
         stopped.train(stop_at(20))
-    assert len(stopped.losses) == 20
+    assert len(stopped.history.losses) == 20
     save_state(tmp_path / "a.state", stopped.state(), {"step": "20"})
     going_on = make_run(method, **settings)
     going_on.go_on(load_state(tmp_path / "a.state"))
@@ -136,7 +136,7 @@ def test_the_weights_of_a_stop_are_those_of_the_last_step_that_was_done(last):
     with pytest.raises(Stop):
         run.train(stop_at(last))
     short.train(lambda *_: None)
-    assert len(run.losses) == last
+    assert len(run.history.losses) == last
     assert_same(run, short)
 
 

@@ -56,7 +56,7 @@ def make_network(model):
 def train(model, network, method, config, on_step) -> list[float]:
     run = TrainingRun(model, network, method, config)
     run.train(on_step)
-    return run.losses
+    return run.history.losses
 
 
 def weights(network) -> list[torch.Tensor]:

@@ -43,8 +43,8 @@ def choose_layers(
 
     Raises ValueError where nothing is left, or a block is named that the model has not.
     """
-    adaptable = {name: layer for name, layer in model.named_modules() if _is_adaptable(name, layer, model, config)}
-    blocks = choose_blocks(config.blocks, sorted({block_id(name) for name in adaptable}))
+    adaptable = _adaptable_layers(model, config)
+    blocks = choose_blocks(config.blocks, adaptable_blocks(model, config))
     of_element = [name for name in adaptable if re.search(_ELEMENTS[config.element], name)]
     if adaptable and not of_element:
         raise ValueError(
@@ -60,6 +60,11 @@ def choose_layers(
             "choose more blocks, or element Full."
         )
     return chosen
+
+
+def adaptable_blocks(model: nn.Module, config: NetworkConfig) -> list[str]:
+    """Return the ids of the blocks of a model that have layers for a network, in order."""
+    return sorted({block_id(name) for name in _adaptable_layers(model, config)})
 
 
 def choose_blocks(text: str, known: Iterable[str]) -> set[str]:
@@ -93,6 +98,10 @@ def _named_blocks(part: str, known: list[str]) -> set[str]:
         )
     first, last = (known.index(by_lower[end.lower()]) for end in (ends[0], ends[-1]))
     return set(known[first : last + 1])
+
+
+def _adaptable_layers(model: nn.Module, config: NetworkConfig) -> dict[str, nn.Module]:
+    return {name: layer for name, layer in model.named_modules() if _is_adaptable(name, layer, model, config)}
 
 
 def _is_adaptable(name: str, layer: nn.Module, model: nn.Module, config: NetworkConfig) -> bool:

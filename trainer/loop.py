@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Callable, Iterator
 
@@ -10,14 +9,13 @@ import torch
 
 from .config import TrainingConfig
 from .denoiser import Denoiser
+from .history import History
 from .loss import step_loss
 from .methods import Method
 from .network import LoRANetwork
 from .optimizer import create_optimizer
-from .schedule import advance, create_schedule
+from .schedule import create_schedule
 from .state import State
-
-logger = logging.getLogger(__name__)
 
 # fp16 holds nothing below 6e-8, and the gradients of a mean over a picture are that small. A power of two changes no digit.
 FP16_LOSS_SCALE = 2.0**10
@@ -47,7 +45,7 @@ class TrainingRun:
         self._before = [p.detach().clone() for p in self._parameters]  # from before the step not known to be finite
         self._pending: _PendingStep | None = None
         self._whole = True  # whether weights and optimizer are of the same step
-        self.losses: list[float] = []  # one for each step that is done
+        self.history = History()
 
     def train(self, on_step: OnStep) -> None:
         """Train until the config's steps are done.
@@ -58,7 +56,7 @@ class TrainingRun:
         self._set_mode("train")
         try:
             with self._network.injected():
-                for step in range(len(self.losses), self._config.steps):
+                for step in range(len(self.history), self._config.steps):
                     self._run_step(step, on_step)
                 self._rng_state = self._rng.get_state()
                 self._finish_step(on_step)
@@ -68,7 +66,7 @@ class TrainingRun:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the LoRA as it is to be used, under its keys in a file."""
-        with self._averaged():
+        with self.averaged():
             return self._network.weights()
 
     def state(self) -> State | None:
@@ -77,7 +75,8 @@ class TrainingRun:
             return None
         return {
             "optimizer_name": self._config.optimizer,
-            "losses": self.losses,
+            "losses": self.history.losses,
+            "learning_rates": self.history.learning_rates,
             "weights": [p.detach() for p in self._parameters],
             "optimizer": self._optimizer.state_dict(),
             "rng": self._rng_state,
@@ -99,7 +98,7 @@ class TrainingRun:
         _copy(state["weights"], self._parameters)
         _copy(state["weights"], self._before)
         for step in range(done):
-            advance(self._schedule, state["losses"][step - 1] if step else None)
+            self._schedule.step(state["losses"][step - 1] if step else None)
         rates = [{key: group[key] for key in ("lr", "initial_lr")} for group in self._optimizer.param_groups]
         self._optimizer.load_state_dict(state["optimizer"])
         for group, rate in zip(self._optimizer.param_groups, rates):
@@ -108,20 +107,21 @@ class TrainingRun:
         if state["rng"].shape == self._rng_state.shape:  # else it was trained on another kind of device
             self._rng.set_state(state["rng"])
         self._rng_state = self._rng.get_state()
-        self.losses = list(state["losses"])
+        self.history = History(list(state["losses"]), list(state["learning_rates"]))
 
     def _run_step(self, step: int, on_step: OnStep) -> None:
         self._rng_state = self._rng.get_state()
         loss = _accumulate_gradients(self._model, self._network, self._method, self._config, step, self._rng)
         norm = _clip(self._parameters, self._config.max_grad_norm)
-        self._network.check_reached()
+        if self._pending is None:  # the first one
+            self._network.check_reached()
         self._finish_step(on_step)
         self._whole = False
         _copy(self._parameters, self._before)
         rate = self._optimizer.param_groups[0]["lr"]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        advance(self._schedule, self.losses[-1] if self.losses else None)
+        self._schedule.step(self.history.losses[-1] if self.history else None)
         self._pending, self._whole = _PendingStep(step + 1, loss, norm, rate), True
 
     def _finish_step(self, on_step: OnStep) -> None:
@@ -136,23 +136,23 @@ class TrainingRun:
                 f"The loss became {loss} in step {pending.step}, or its gradient was not finite: lower the "
                 "learning rate, or set precision to bf16 or fp32. The LoRA up to the step before is kept."
             )
-        self.losses.append(loss)
+        self.history.add(loss, pending.learning_rate)
         on_step(pending.step, loss, pending.learning_rate)
 
     def _settle(self) -> None:
         """Leave weights and optimizer as they were after the last step that is done."""
         self._optimizer.zero_grad(set_to_none=True)
         if self._pending is not None:
-            loss, finite = self._pending.read()
-            self._pending, self._whole = None, finite
-            if finite:
-                self.losses.append(loss)
+            pending, self._pending = self._pending, None
+            loss, self._whole = pending.read()
+            if self._whole:
+                self.history.add(loss, pending.learning_rate)
         if not self._whole:
             _copy(self._before, self._parameters)
 
     @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Hold in the network what a schedule-free optimizer has averaged, and then exactly what was there."""
+    def averaged(self) -> Iterator[None]:
+        """Run the block with the LoRA as it is to be used: what a schedule-free optimizer has averaged."""
         weights = [p.detach().clone() for p in self._parameters]
         if self._whole:
             self._set_mode("eval")

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from .config import TrainingConfig
 from .schedule import check_schedule
-from .settings_text import Choice, Source, read_settings  # noqa: F401 - the files take it from here
+from .settings_text import Choice, Source
 
 
 @dataclass(frozen=True)

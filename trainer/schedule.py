@@ -126,11 +126,6 @@ def create_schedule(config: TrainingConfig, optimizer: Optimizer) -> Schedule:
     return Schedule(choice.make(source.load(), stand_in, defaults, _RESERVED), optimizer, config.warmup_steps)
 
 
-def advance(schedule: Schedule, loss: float | None) -> None:
-    """Step a schedule after an update."""
-    schedule.step(loss)
-
-
 def check_schedule(config: TrainingConfig) -> None:
     """Raise ValueError if the config's schedule cannot be made, or fails on its first updates."""
     schedule = create_schedule(config, torch.optim.SGD([torch.zeros(1)], lr=config.learning_rate))

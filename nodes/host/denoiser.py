@@ -22,7 +22,7 @@ class HostDenoiser:
     def __init__(self, patcher: Patcher) -> None:
         self.device, self.dtype = patcher.load_device, patcher.model.get_dtype_inference()
         self.parameterization = _parameterization(patcher.model.model_sampling)
-        self._model = patcher.model
+        self.patcher, self._model = patcher, patcher.model
         self._sigmas = _sigma_table(patcher.model.model_sampling).to(self.device)
         self._options = _transformer_options(patcher)
         self._model_conds: dict[tuple, dict] = {}

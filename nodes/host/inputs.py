@@ -63,15 +63,20 @@ def scale_latents(patcher: Patcher, latents: Sequence[torch.Tensor]) -> list[tor
 
     Raises ValueError for latents of another kind of model.
     """
-    channels, expected = latents[0].shape[0], patcher.model.latent_format.latent_channels
+    check_channels(latents[0].shape[0], patcher)
+    with torch.inference_mode():
+        scaled = [patcher.model.process_latent_in(latent[None])[0] for latent in latents]
+    return normal_tensors([latent.to(patcher.load_device, torch.float32) for latent in scaled])
+
+
+def check_channels(channels: int, patcher: Patcher) -> None:
+    """Raise ValueError if a VAE's latents are none of the model's."""
+    expected = patcher.model.latent_format.latent_channels
     if channels != expected:
         raise ValueError(
             f"The VAE makes latents of {channels} channels and the model takes {expected}: wire the VAE that "
             "belongs to the model."
         )
-    with torch.inference_mode():
-        scaled = [patcher.model.process_latent_in(latent[None])[0] for latent in latents]
-    return normal_tensors([latent.to(patcher.load_device, torch.float32) for latent in scaled])
 
 
 def latent_shape(patcher: Patcher, width: int, height: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import torch
 from ...trainer import denoiser
 from ...trainer.blocks import TEXT_ENCODER
 
-_PREFIXES = ("lora_te", "text_encoder")  # of kohya's keys, and of the others'
+_PREFIXES = ("lora_te", "text_encoder")  # in the keys of kohya, and of the others
 
 Clip = Any  # comfy.sd.CLIP, the CLIP of a graph
 

@@ -11,19 +11,21 @@ from typing import Callable, Iterator, Protocol
 import comfy.model_management
 import torch
 
-from ...trainer.blocks import TEXT_ENCODER, block_id, choose_layers
+from ...trainer.blocks import adaptable_blocks
 from ...trainer.checkpointing import checkpointed
 from ...trainer.config import NetworkConfig, TrainingConfig
 from ...trainer.denoiser import FlowPrediction
 from ...trainer.files import LoRAWeights, training_metadata
+from ...trainer.history import History
 from ...trainer.loop import StopTraining, TrainingRun
 from ...trainer.methods import Method
 from ...trainer.network import LoRANetwork
 from ...trainer.state import State
 from .denoiser import HostDenoiser, Patcher
-from .layer_weights import sort_by_layer
-from .lora import lora_key_of, model_family
-from .text_encoder import Clip, copied_residuals, text_key_of
+from .lora import model_family
+from .network import create_network
+from .preview import Preview, Previewer
+from .text_encoder import Clip, copied_residuals
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ class Training:
     labels: added to the metadata of the LoRA
     clip: whose text encoder is trained too where the network has BASE
     lora: to start from
+    preview: what to sample on the way, if anything
+    base: the MODEL to sample from, where it is not the one in training
     """
 
     model: Patcher
@@ -46,20 +50,25 @@ class Training:
     labels: dict[str, str]
     clip: Clip | None = None
     lora: dict[str, torch.Tensor] | None = None
+    preview: Preview | None = None
+    base: Patcher | None = None
 
 
 class Progress(Protocol):
     """What a training tells while it goes on. What it raises ends the training."""
 
-    def begin(self, layers: int, parameters: int, done: int) -> None:
-        """Be told of the size of the LoRA, and of the steps it has behind it."""
+    def begin(self, layers: int, parameters: int, blocks: list[str], history: History) -> None:
+        """Be told of the size of the LoRA, of the blocks that the model has, and of the steps that are done already."""
 
     def __call__(self, step: int, loss: float, learning_rate: float) -> None:
         """Be told of a step that is done."""
 
+    def show(self, step: int, samples: torch.Tensor) -> None:
+        """Be given samples without and with the LoRA after a step, one picture (H, 2W, 3) in [0, 1]."""
 
-# What is left on disk: the LoRA, its losses, its state if it has a whole one, and whether `save_every` asks for it.
-Keep = Callable[[LoRAWeights, list[float], State | None, bool], object]
+
+# What is left on disk: the LoRA, its history, its state if it has a whole one, and whether `save_every` asks for it.
+Keep = Callable[[LoRAWeights, History, State | None, bool], object]
 
 
 @contextmanager
@@ -74,11 +83,7 @@ def open_training(
         if patcher.is_dynamic():  # its weights leave the device right after each layer, which autograd must not see
             patcher = _load_plain(patcher)
         patchers = [patcher] if clip is None else [patcher, clip.patcher]
-        # More memory than there is: every other model leaves the device.
-        comfy.model_management.load_models_gpu(patchers, memory_required=1e20, force_full_load=True)
-        for each in patchers:
-            _make_normal(each.model)
-        patcher.pre_run()
+        _load(patchers)
         layers = patcher.model.diffusion_model
         try:
             with ExitStack() as stack:
@@ -96,41 +101,75 @@ def open_training(
 
 def train_lora(
     training: Training, progress: Progress, keep: Keep, state: State | None = None
-) -> tuple[LoRAWeights, list[float]]:
-    """Train a LoRA; return its weights and the loss of each step.
+) -> tuple[LoRAWeights, History]:
+    """Train a LoRA; return its weights and what each step told.
 
-    keep: is given the LoRA, its losses and its state at the end, at an early end too, and every `save_every` steps
+    keep: is given the LoRA, its history and its state at the end, at an early end too, and every `save_every` steps
     state: of a training that ended early, to go on from
     """
     started, config, clip = time.time(), training.config, training.clip
     with open_training(training.model, config.gradient_checkpointing, clip) as (model, unet):
         _tell_what_does_nothing(config, model)
-        network = _create_network(training, unet)
+        network = create_network(training.network, training.lora, config.seed, training.model, clip, unet)
         run = TrainingRun(model, network, training.method, config)
         if state is not None:
             run.go_on(state)
+        take_samples = _sampling(training, model.patcher, network)
 
         def keep_all(milestone: bool = False) -> LoRAWeights:
             metadata = training_metadata(network.config, config, model_family(training.model), started)
             lora = LoRAWeights(run.weights(), {**metadata, **training.labels})
-            keep(lora, run.losses, run.state(), milestone)
+            keep(lora, run.history, run.state(), milestone)
             return lora
 
         def on_step(step: int, loss: float, learning_rate: float) -> None:
             progress(step, loss, learning_rate)
             if config.save_every and step % config.save_every == 0 and step < config.steps:
                 keep_all(milestone=True)
+            take_samples(step, run, progress)
 
-        progress.begin(*network.size(), len(run.losses))
+        progress.begin(*network.size(), adaptable_blocks(unet, network.config), run.history)
         try:
             run.train(on_step)
         except StopTraining:
-            logger.info("The training was stopped after step %d of %d.", len(run.losses), config.steps)
+            logger.info("The training was stopped after step %d of %d.", len(run.history), config.steps)
         except BaseException:  # cancelling is one, too
             if network.has_learned():
                 keep_all()
             raise
-        return keep_all(), run.losses
+        return keep_all(), run.history
+
+
+def _sampling(
+    training: Training, patcher: Patcher, network: LoRANetwork
+) -> Callable[[int, TrainingRun, Progress], None]:
+    """Return what takes and shows samples after the steps that want them. patcher: the MODEL as it is loaded."""
+    if training.preview is None:
+        return lambda *_: None
+    sampled = patcher
+    if training.base is not None:  # the same loaded model, with the patches of the other MODEL
+        sampled = patcher.clone()
+        sampled.patches, sampled.patches_uuid = training.base.patches, training.base.patches_uuid
+    previewer = Previewer(training.preview, sampled, network)
+    patchers = [patcher] if training.clip is None else [patcher, training.clip.patcher]
+
+    def take_samples(step: int, run: TrainingRun, progress: Progress) -> None:
+        if previewer.is_due(step):
+            samples = previewer.sample(run.averaged)
+            _load(patchers)  # the VAE may have needed its place
+            if samples is not None:
+                progress.show(step, samples)
+
+    return take_samples
+
+
+def _load(patchers: list[Patcher]) -> None:
+    """Bring models whole to the device, and make them such that autograd takes them."""
+    # More memory than there is: every other model leaves the device.
+    comfy.model_management.load_models_gpu(patchers, memory_required=1e20, force_full_load=True)
+    for each in patchers:
+        _make_normal(each.model)
+    patchers[0].pre_run()
 
 
 def _tell_what_does_nothing(config: TrainingConfig, model: HostDenoiser) -> None:
@@ -138,37 +177,6 @@ def _tell_what_does_nothing(config: TrainingConfig, model: HostDenoiser) -> None
         logger.info("snr_gamma has no effect on this model: it predicts a flow, for which there is no min-SNR weight.")
     if config.fixed_timestep_in_batch and config.batch_size == 1:
         logger.info("fixed_timestep_in_batch has no effect on batches of 1.")
-
-
-def _create_network(training: Training, unet: torch.nn.Module) -> LoRANetwork:
-    patcher, clip = training.model, training.clip
-    keys = lora_key_of(patcher), text_key_of(clip) if clip else None
-    key_of = lambda name: keys[block_id(name) == TEXT_ENCODER](name)  # noqa: E731
-    text_encoder = clip.cond_stage_model if clip else None
-    if training.lora is None:
-        layers = choose_layers(unet, training.network, text_encoder)
-        return LoRANetwork.create(layers, training.network, key_of, training.config.seed)
-    weights = sort_by_layer(patcher, clip, training.lora)
-    if training.network is None:
-        layers = dict(unet.named_modules())
-        layers |= {f"{TEXT_ENCODER}.{name}": layer for name, layer in text_encoder.named_modules()} if clip else {}
-        return LoRANetwork.like({name: layer for name, layer in layers.items() if name in weights}, weights, key_of)
-    network = LoRANetwork.create(
-        choose_layers(unet, training.network, text_encoder), training.network, key_of, training.config.seed
-    )
-    network.load(weights)
-    return network
-
-
-def check_network(patcher: Patcher, config: NetworkConfig | None, clip: Clip | None = None) -> bool:
-    """Tell whether the text encoder is trained, too.
-
-    Raises ValueError if a network cannot be made for a MODEL, before anything is encoded for it.
-    """
-    if config is None:
-        return False
-    layers = choose_layers(patcher.model.diffusion_model, config, clip and clip.cond_stage_model)
-    return any(block_id(name) == TEXT_ENCODER for name in layers)
 
 
 def _load_plain(patcher: Patcher) -> Patcher:

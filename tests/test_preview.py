@@ -1,0 +1,161 @@
+"""Samples on the way: they are what the host would sample, and they change nothing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import comfy.sample
+import pytest
+import torch
+from comfy.model_management import InterruptProcessingException
+from pack.nodes import host
+from pack.nodes.difference import TrainCopyMachine, TrainDifference
+from pack.nodes.preview import PreviewSettings
+from pack.nodes.train import TrainILECO
+from pack.tools.shapes.train import pixels
+from pack.tools.shapes.world import Scene
+from PIL import Image
+
+SAMPLING = {"steps": 3, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "seed": 11}
+TRAINING = {"steps": 4, "batch_size": 1, "learning_rate": 5e-3, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def prompts(shapes):
+    clip = shapes[1]
+    with torch.inference_mode():
+        return {t: clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in ("a red circle", "a blue square", "")}
+
+
+@pytest.fixture
+def run(shapes, prompts, monkeypatch):
+    """Run a training node as the executor does, with samples every two steps."""
+
+    def run(node, every=2, size=64, **inputs):
+        monkeypatch.setattr(
+            node, "hidden", SimpleNamespace(unique_id="1", prompt={}, extra_pnginfo=None), raising=False
+        )
+        with torch.inference_mode():
+            (preview,) = PreviewSettings.execute(
+                positive=prompts["a red circle"],
+                negative=prompts[""],
+                vae=shapes[2],
+                every=every,
+                width=size,
+                height=size,
+                **SAMPLING,
+            ).args
+            return node.execute(model=shapes[0], preview=preview, **{**TRAINING, **inputs}).args
+
+    return run
+
+
+@pytest.fixture
+def ileco(run, prompts):
+    """Run Train iLECO."""
+    prompts = {"original": prompts["a red circle"], "target": prompts["a blue square"]}
+    return lambda **inputs: run(
+        TrainILECO, **prompts, **{"width": 64, "height": 64, "denoise_steps": 0, "guidance": 0.0, **inputs}
+    )
+
+
+@pytest.fixture
+def sampled(shapes, prompts):
+    """Sample a MODEL as the host's KSampler and VAE Decode do."""
+
+    def sample(model) -> torch.Tensor:
+        latent = torch.zeros(1, 4, 8, 8)
+        with torch.inference_mode():
+            noise = comfy.sample.prepare_noise(latent, SAMPLING["seed"])
+            order = [SAMPLING[key] for key in ("steps", "cfg", "sampler_name", "scheduler")]
+            ends = prompts["a red circle"], prompts[""]
+            latent = comfy.sample.sample(model, noise, *order, *ends, latent, seed=SAMPLING["seed"], disable_pbar=True)
+            return shapes[2].decode(latent)[0]
+
+    return sample
+
+
+def halves(path) -> tuple[torch.Tensor, torch.Tensor]:
+    picture = pixels([Image.open(path)])[0].movedim(0, -1)
+    return picture[:, :64], picture[:, 64:]
+
+
+def close(first, second) -> bool:
+    """JPEG changes a pixel by a few of 255, at sharp edges by more."""
+    return (first - second).abs().mean() < 0.02
+
+
+def samples_of(output_folder) -> list:
+    return sorted((output_folder / "loras" / "trained").glob("*.jpg"))
+
+
+def test_samples_are_those_of_the_host_without_and_with_the_lora(ileco, sampled, shapes, output_folder):
+    trained, lora, _ = ileco()
+    first, last = samples_of(output_folder)
+    assert first.stem.endswith("_000002") and last.stem.endswith("_000004")
+    without, with_lora = halves(last)
+    before, after = sampled(shapes[0]), sampled(trained)
+    assert not close(before, after)
+    assert close(without, before) and close(with_lora, after)
+
+
+def test_samples_of_a_difference_are_without_its_copy_machine(run, sampled, shapes, prompts, output_folder):
+    pictures = pixels([Scene("red", "circle", "white").draw(), Scene("blue", "circle", "white").draw()]).movedim(1, -1)
+    inputs = {"vae": shapes[2], "conditioning": prompts["a red circle"]}
+    strong = {"steps": 12, "learning_rate": 3e-2}
+    copying, copy_machine, _ = run(TrainCopyMachine, every=99, image=pictures[:1], **inputs, **strong)
+    trained, *_ = run(TrainDifference, image=pictures[1:], copy_machine=copy_machine, **inputs)
+    without, with_lora = halves(samples_of(output_folder)[-1])
+    assert not close(sampled(copying), sampled(shapes[0]))
+    assert close(without, sampled(shapes[0])) and close(with_lora, sampled(trained))
+
+
+def test_samples_change_nothing(ileco, output_folder):
+    before = torch.random.get_rng_state()
+    *_, with_samples, loss = ileco()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for file in (output_folder / "loras" / "trained").iterdir():
+        file.unlink()
+    *_, alone, loss_alone = ileco(every=99)
+    assert loss == loss_alone and samples_of(output_folder) == []
+    assert all(torch.equal(with_samples[key], alone[key]) for key in with_samples)
+
+
+def test_a_preview_is_no_part_of_what_is_trained(ileco, monkeypatch):
+    ileco()
+    monkeypatch.setattr(host, "train_lora", None)
+    ileco(every=3)  # taken from disk
+
+
+def test_too_little_memory_for_samples_ends_the_samples_and_not_the_training(ileco, shapes, output_folder, caplog):
+    calls = []
+
+    def decode(samples):
+        calls.append(samples)
+        raise torch.cuda.OutOfMemoryError("no memory")
+
+    shapes[2].decode = decode
+    try:
+        *_, loss = ileco()
+    finally:
+        del shapes[2].decode
+    assert len(loss["loss"]) == 4 and len(calls) == 1 and samples_of(output_folder) == []
+    assert "too little memory for samples" in caplog.text
+
+
+def test_cancelling_while_a_sample_is_made_keeps_the_lora_and_the_model(ileco, sampled, shapes, output_folder):
+    before = sampled(shapes[0])
+    shapes[2].decode = lambda _: (_ for _ in ()).throw(InterruptProcessingException())
+    try:
+        with pytest.raises(InterruptProcessingException):
+            ileco()
+    finally:
+        del shapes[2].decode
+    assert len(list((output_folder / "loras" / "trained").glob("*.state"))) == 1
+    assert torch.equal(sampled(shapes[0]), before)
+
+
+def test_a_size_that_cannot_be_sampled_is_refused_before_the_training(ileco, output_folder):
+    with pytest.raises(ValueError, match="60x60.*multiples of 8"):
+        ileco(size=60)
+    assert not (output_folder / "loras").exists()
