@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..trainer.bucket_report import draw_contact_sheet, report_buckets
 from ..trainer.buckets import BucketConfig
@@ -115,7 +115,8 @@ class BucketImages(io.ComfyNode):
         pictures = [picture[:, :, :3] for batch in images for picture in batch]
         flat_masks = None if masks is None else [mask for batch in masks for mask in batch]
         filled = fill_buckets(pictures, captions, flat_masks, config, names)
-        return io.NodeOutput(filled, draw_contact_sheet(filled), report_buckets(filled))
+        sheet = draw_contact_sheet(filled)
+        return io.NodeOutput(filled, sheet, report_buckets(filled), ui=ui.PreviewImage(sheet))
 
 
 def folder_inputs() -> list[io.Input]:

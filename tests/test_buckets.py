@@ -11,7 +11,7 @@ import torch
 from pack.trainer.bucket_report import draw_contact_sheet, report_buckets
 from pack.trainer.buckets import BucketConfig, Frame, main_frames, sub_frames
 from pack.trainer.data import TrainingImage, fill_buckets
-from PIL import Image
+from PIL import Image, ImageDraw
 from skimage import data, transform
 
 FINE = BucketConfig(width=768, height=512, step=128, min_length=256)
@@ -263,3 +263,22 @@ def test_the_contact_sheet_darkens_what_is_not_trained():
     mask = torch.tensor([0.0, 1.0]).repeat_interleave(256).expand(640, 512)
     sheet = draw_contact_sheet(fill(torch.ones(640, 512, 3), masks=[mask]))[0]
     assert int((sheet.amin(-1) > 0.99).sum()) == pytest.approx(176 * 141 / 2, rel=0.03)
+
+
+def headings(monkeypatch, images: list[TrainingImage]) -> list[str]:
+    """Return what is written on the contact sheet."""
+    written = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda drawing, place, text, **style: written.append(text))
+    draw_contact_sheet(images)
+    return written
+
+
+def test_the_contact_sheet_says_of_each_frame_how_many_there_are_and_how_much_is_cut_off(monkeypatch):
+    pictures = [picture(512, 512), picture(640, 512), picture(512, 1024)]  # in a square frame: 0, 20 and 50 % cut off
+    square = fill(*pictures, width=512, height=512, min_length=512, mirroring=True)
+    assert headings(monkeypatch, square) == ["512x512, 6 images (3 mirrored), cut off: median 20%, most 50%"]
+    two = fill(*[picture(512, 640)] * 41, picture(1536, 384))
+    assert headings(monkeypatch, two) == [
+        "512x640, 41 images, nothing cut off, the first 40 shown",
+        "768x384, 1 image, cut off: median 50%, most 50%",
+    ]

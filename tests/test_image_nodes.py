@@ -9,6 +9,7 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
+from comfy_api.latest import io
 from pack.nodes.images import BucketImages, LoadImageFolder, find_folder
 from PIL import Image
 from skimage import data
@@ -29,6 +30,13 @@ def base(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch) -> Path:
+    """Give the host a temporary folder for what nodes show."""
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
+    return tmp_path / "temp"
+
+
 def write_cats(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(CAT).save(folder / "cat.png")
@@ -37,11 +45,15 @@ def write_cats(folder: Path) -> None:
 
 
 def bucket(images: list[torch.Tensor], captions: list[str], **changed: object) -> tuple:
+    return run_buckets(images, captions, **changed).args
+
+
+def run_buckets(images: list[torch.Tensor], captions: list[str], **changed: object) -> io.NodeOutput:
     """Run the node as the host does: every input is a list."""
     values = {"width": 64, "height": 64, "buckets_step": 16, "min_length": 32, "max_ratio": 2.0, "sub_image_num": 0}
     values |= {"mirroring": False, "disable_upscale": False, "repeats": 1}
     wired = {name: changed.pop(name) for name in ("masks", "names") if name in changed}
-    return BucketImages.execute(images, captions, **{k: [v] for k, v in (values | changed).items()}, **wired).args
+    return BucketImages.execute(images, captions, **{k: [v] for k, v in (values | changed).items()}, **wired)
 
 
 def test_the_nodes_declare_the_agreed_inputs_and_outputs_in_order():
@@ -97,6 +109,14 @@ def test_what_the_loader_gives_becomes_training_images_a_preview_and_a_report(ba
     ]
     assert preview.shape[0] == 1 and preview.shape[3] == 3
     assert "64x48, 4 images (2 mirrored): cat.png, masked.webp" in report
+
+
+def test_the_contact_sheet_is_shown_on_the_node_as_it_is_handed_on(temporary):
+    output = run_buckets([torch.rand(3, 80, 64, 3)], ["a"])
+    (shown,) = output.ui.as_dict()["images"]
+    assert shown["type"] == "temp"
+    picture = np.asarray(Image.open(temporary / shown["subfolder"] / shown["filename"]))
+    assert np.array_equal(picture, (output.args[1][0] * 255).round().byte().numpy())
 
 
 def test_batches_of_pictures_are_taken_apart_and_a_fourth_channel_is_left_out():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import median
 
 import numpy as np
 import torch
@@ -78,6 +79,13 @@ def _heading(frame: Frame, group: Group) -> str:
     return f"{frame[0]}x{frame[1]}, {_count(group, 'image')}" + (f" ({mirrored} mirrored)" if mirrored else "")
 
 
+def _describe_crop(group: Group) -> str:
+    losses = [image.crop_loss for image in group if not image.mirrored]
+    if max(losses) < 0.005:
+        return "nothing cut off"
+    return f"cut off: median {median(losses):.0%}, most {max(losses):.0%}"
+
+
 def _size(image: TrainingImage) -> str:
     return f"{image.frame[0]}x{image.frame[1]}"
 
@@ -91,7 +99,8 @@ def _draw_group(frame: Frame, group: Group) -> Image.Image:
     columns = max(1, (SHEET_WIDTH - GAP) // (size[0] + GAP))
     tiles = [_draw_tile(image, size) for image in group[:TILES_PER_FRAME]]
     rows = -(-len(tiles) // columns)
-    heading = _heading(frame, group) + (f", the first {TILES_PER_FRAME} shown" if len(group) > len(tiles) else "")
+    heading = f"{_heading(frame, group)}, {_describe_crop(group)}"
+    heading += f", the first {TILES_PER_FRAME} shown" if len(group) > len(tiles) else ""
     font = ImageFont.load_default(size=18)
     width = max(GAP + min(columns, len(tiles)) * (size[0] + GAP), 2 * GAP + int(font.getlength(heading)))
     part = Image.new("RGB", (min(width, SHEET_WIDTH - GAP), CAPTION_HEIGHT + rows * (size[1] + GAP)), BACKGROUND)
