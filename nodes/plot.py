@@ -22,13 +22,14 @@ def draw_losses(runs: Runs, window: int, logarithmic: bool = False) -> torch.Ten
     """Draw the runs into one chart (H, W, 3) in [0, 1]: the losses pale, their running mean on top."""
     figure = Figure(figsize=(9, 5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
+    above = {"zorder": 3, "clip_on": False}  # a loss of 0 lies on the frame
     for number, (name, run) in enumerate(runs.items()):
         steps = np.arange(1, len(run) + 1)
         colour, marker = f"C{number % 10}", "o" if len(run) == 1 else ""
         if window > 1:
             axes.plot(steps, run.losses, color=colour, alpha=0.25, linewidth=1)
         label = f"{name[:LONGEST_NAME]}, {len(run)} step{'s' * (len(run) != 1)}"
-        axes.plot(steps, smooth(run.losses, window), color=colour, marker=marker, linewidth=2, label=label)
+        axes.plot(steps, smooth(run.losses, window), color=colour, marker=marker, linewidth=2, label=label, **above)
     axes.set_xlabel("step")
     axes.set_ylabel("loss" if window == 1 else f"loss and its mean over {window} steps")
     axes.set_xlim(0, 1.02 * max(2, *map(len, runs.values())))
