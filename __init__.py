@@ -3,14 +3,15 @@
 from comfy_api.latest import ComfyExtension
 from server import PromptServer
 
-from .nodes import NODES, folders, stopping
+from .nodes import NODES, folders, progress, stopping
 
 WEB_DIRECTORY = "./web"
 
 
 class TrainTrain(ComfyExtension):
     async def on_load(self) -> None:
-        for route, answer in ((stopping.ROUTE, stopping.answer), *folders.ROUTES):
+        routes = ((stopping.ROUTE, stopping.answer), (progress.ROUTE, progress.answer), *folders.ROUTES)
+        for route, answer in routes:
             PromptServer.instance.routes.post(route)(answer)
 
     async def get_node_list(self) -> list:

@@ -1,27 +1,47 @@
-// Stop and keep: a button on the training nodes. The training ends after the step in hand, and the graph goes on with
-// the LoRA so far.
+// The training nodes on the page: how far the training is, the curve of its loss, samples, and Stop and keep.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { TrainingPanel } from "./panel.js";
+import { t } from "./texts.js";
 
 const TRAINING = ["TrainLoRA", "TrainILECO", "TrainCopyMachine", "TrainDifference", "TrainADDifT"];
-const LABEL = "Stop and keep";
+const EVENTS = ["traintrain.step", "traintrain.end"];
 
-// The server's id of the node that trains now; "2:7" for node 7 of subgraph node 2.
-let running = null;
+const panels = new WeakMap(); // node -> its panel
+
+function isTraining(node) {
+    return TRAINING.some((name) => node.comfyClass === `TrainTrain_${name}`);
+}
+
+// Finds the node of a server's id: "7", or "2:7" for node 7 inside the subgraph of node 2.
+function findNode(id) {
+    let graph = app.rootGraph ?? app.graph;
+    const path = String(id).split(":");
+    for (const part of path.slice(0, -1)) graph = graph?.getNodeById(Number(part))?.subgraph;
+    return graph?.getNodeById(Number(path.at(-1)));
+}
+
+// Shows a training on its node, if it is of the workflow that is open.
+function show(training) {
+    if (training.workflow !== (app.rootGraph ?? app.graph).id) return;
+    const node = findNode(training.node);
+    if (node && isTraining(node)) panels.get(node)?.show(training);
+}
+
+async function showWhatRuns() {
+    const answer = await api.fetchApi("/traintrain/trainings", { method: "POST" });
+    if (answer.ok) (await answer.json()).trainings.forEach(show);
+}
 
 async function stop(node) {
-    const isRunning = running !== null && running.split(":").pop() === String(node.id);
-    const answer = isRunning
-        ? await api.fetchApi("/traintrain/stop", { method: "POST", body: JSON.stringify({ node: running }) })
+    const training = panels.get(node)?.running;
+    const answer = training
+        ? await api.fetchApi("/traintrain/stop", { method: "POST", body: JSON.stringify({ node: training.node }) })
         : null;
     if (!answer?.ok) {
-        app.extensionManager.toast.add({
-            severity: "info",
-            summary: LABEL,
-            detail: `${node.title} is not training now.`,
-            life: 4000,
-        });
+        const detail = t("trainingNone", { node: node.title });
+        app.extensionManager.toast.add({ severity: "info", summary: t("trainingStop"), detail, life: 4000 });
     }
 }
 
@@ -29,18 +49,21 @@ app.registerExtension({
     name: "TrainTrain.Training",
 
     setup() {
-        api.addEventListener("traintrain.step", ({ detail }) => (running = detail.node));
-        api.addEventListener("executing", ({ detail }) => {
-            const id = typeof detail === "object" ? detail?.node : detail;
-            if (id !== running) running = null;
-        });
+        for (const event of EVENTS) api.addEventListener(event, ({ detail }) => show(detail));
     },
 
     nodeCreated(node) {
-        if (TRAINING.some((name) => node.comfyClass === `TrainTrain_${name}`)) {
-            const button = node.addWidget("button", LABEL, null, () => stop(node), { serialize: false });
-            button.serialize = false; // the node's saved values are counted by place
-            button.tooltip = "Ends the training after the step in hand; what follows goes on with the LoRA so far. Queue again to train on.";
-        }
+        if (!isTraining(node)) return;
+        const button = node.addWidget("button", "stop_and_keep", null, () => stop(node), { serialize: false });
+        button.label = t("trainingStop");
+        button.tooltip = t("trainingStopHint");
+        button.serialize = false; // the node's saved values are counted by place
+        panels.set(node, new TrainingPanel(node));
     },
+
+    loadedGraphNode(node) {
+        panels.get(node)?.restore();
+    },
+
+    afterConfigureGraph: showWhatRuns,
 });
