@@ -24,7 +24,7 @@ THUMBNAILS = 8
 THUMBNAIL_SIZE = 288, 96  # pixels, at most
 MAX_PIXELS = 89_478_485  # Pillow's own limit, which other packs switch off
 
-_listed: dict[str, Path] = {}  # what was listed last
+_listed: dict[str, Folder] = {}  # what was listed last
 _at_once = asyncio.Semaphore(2)  # each decodes pictures of up to MAX_PIXELS
 
 
@@ -69,7 +69,7 @@ def list_folders() -> tuple[list[Folder], bool]:
     folders = {folder.path: folder for root in roots for folder in _look_into(root, 0, visits)}
     # A root with nothing of its own would be all folders together.
     filled = [f for f in folders.values() if (f.count or (f.below and f.path not in roots)) and _name(f)]
-    _listed = {folder.name: folder.path for folder in filled[:MAX_LISTED]}
+    _listed = {folder.name: folder for folder in filled[:MAX_LISTED]}
     return filled[:MAX_LISTED], len(filled) <= MAX_LISTED and next(visits, None) is not None
 
 
@@ -116,11 +116,11 @@ def _show(name: object) -> dict | None:
         return None
     if name not in _listed:
         list_folders()
-    path = _listed.get(name)
-    if path is None or not _means(name, path):  # a link may have taken its place
+    folder = _listed.get(name)
+    if folder is None or not _means(name, folder.path):  # a link may have taken its place
         return None
-    images, _ = _read_entries(path)
-    return {"count": len(images), "thumbnails": list(_draw_thumbnails(path, images))}
+    images, _ = _read_entries(folder.path)
+    return {"count": len(images), "below": folder.below, "thumbnails": list(_draw_thumbnails(folder.path, images))}
 
 
 def _draw_thumbnails(folder: Path, names: list[str]) -> Iterator[str]:

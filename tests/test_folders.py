@@ -96,7 +96,7 @@ def test_what_the_request_says_changes_nothing(server, filled):
 
 def test_thumbnails_are_small_pictures_of_the_folder(server, filled):
     status, answer = show(server, "cats")
-    assert (status, answer["count"]) == (200, 2)
+    assert (status, answer["count"], answer["below"]) == (200, 2, 1)
     small = [read(uri) for uri in answer["thumbnails"]]
     assert [picture.size for picture in small] == [(144, 96)] * 2
     expected = np.asarray(CAT.resize((144, 96))).astype(float)
@@ -203,7 +203,7 @@ def test_a_picture_of_too_many_pixels_is_left_out_whatever_others_allow(base, mo
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     put(base / "input" / "cats", "huge.png", Image.new("1", (10_000, 9_000)))
     names()
-    assert folders._show("cats") == {"count": 1, "thumbnails": []}
+    assert folders._show("cats") == {"count": 1, "below": 0, "thumbnails": []}
 
 
 def test_at_most_eight_are_shown_each_small_upright_and_in_its_own_brightness(base):

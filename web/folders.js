@@ -1,0 +1,137 @@
+// The folder chooser of Load Image Folder and Load Image Pairs: thumbnails of the folder that the text names, and a list
+// of the folders that may be read. The text stays what counts.
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { addElement, findWidget, follow, isWired, make, setWidget } from "./element.js";
+import { t } from "./texts.js";
+
+const LOADERS = ["TrainTrain_LoadImageFolder", "TrainTrain_LoadImagePairs"];
+const HEIGHTS = { pictures: 74, words: 18 }; // pixels: thumbnails with a line of text, or the text alone
+const TYPING = 300; // milliseconds after the last key
+
+async function ask(route, body) {
+    const answer = await api.fetchApi(`/traintrain/${route}`, { method: "POST", body: JSON.stringify(body) });
+    if (answer.status === 404) return null;
+    if (!answer.ok) throw new Error(`${route}: ${answer.status}`);
+    return answer.json();
+}
+
+// Returns what the server shows of a folder, null if its list has no such name.
+async function showFolder(name) {
+    const { folders } = await ask("folders", {});
+    return folders.some((folder) => folder.name === name) ? ask("thumbnails", { folder: name }) : null;
+}
+
+function countPictures(count, below = 0) {
+    const here = t(count === 1 ? "picture" : "pictures", { count });
+    const more = t("picturesBelow", { count: below });
+    if (!below) return here;
+    return count ? `${here} · ${more}` : more;
+}
+
+function drawThumbnails(strip, thumbnails) {
+    strip.replaceChildren(...thumbnails.map((src) => make("img", "", { src, alt: "", draggable: false })));
+}
+
+// Keeps the strip on a node as the folder's text says.
+function addStrip(node) {
+    const strip = make("div", "strip");
+    const words = make("div", "words");
+    const element = make("div", "folder", { title: t("folderChoose"), onclick: () => choose(node) }, strip, words);
+    const setHeight = addElement(node, "folder_strip", element, () => look());
+    let asked = 0;
+    let timer = null;
+
+    function show(text, thumbnails = []) {
+        words.textContent = text;
+        drawThumbnails(strip, thumbnails);
+        strip.hidden = thumbnails.length === 0;
+        setHeight(thumbnails.length ? HEIGHTS.pictures : HEIGHTS.words);
+    }
+
+    async function refresh() {
+        const number = ++asked;
+        if (isWired(node, "folder")) return show(t("folderWired"));
+        const answer = await showFolder(findWidget(node, "folder").value.trim()).catch(() => ({}));
+        if (number !== asked) return;
+        if (answer === null) show(t("folderUnlisted"));
+        else if (!answer.thumbnails) show(t("folderFailed"));
+        else show(countPictures(answer.count, answer.below), answer.thumbnails);
+    }
+
+    const look = follow(node, ["folder"], () => {
+        clearTimeout(timer);
+        timer = setTimeout(refresh, TYPING);
+    });
+    show(t("folderLoading"));
+    look();
+}
+
+// One folder of the list; its thumbnails are asked for when it comes into view.
+function makeRow(folder, chosen, watch) {
+    const strip = make("span", "strip");
+    const name = make("b", "", {}, folder.name === "." ? t("folderRoot") : folder.name);
+    const count = make("small", "", {}, countPictures(folder.count, folder.below));
+    const row = make("button", "row", { type: "button", value: folder.name }, make("span", "name", {}, name, count), strip);
+    if (folder.name === chosen) row.classList.add("traintrain-chosen");
+    row.fill = async () => drawThumbnails(strip, (await ask("thumbnails", { folder: folder.name }))?.thumbnails ?? []);
+    watch.observe(row);
+    return row;
+}
+
+function watchRows(root) {
+    const watch = new IntersectionObserver(
+        (seen) => {
+            for (const { target } of seen.filter((entry) => entry.isIntersecting)) {
+                watch.unobserve(target);
+                target.fill().catch(() => {});
+            }
+        },
+        { root },
+    );
+    return watch;
+}
+
+async function fillList(list, dialog, node) {
+    const answer = await ask("folders", {}).catch(() => null);
+    if (!answer) return list.replaceChildren(t("folderFailed"));
+    const watch = watchRows(list);
+    const rows = answer.folders.map((folder) => makeRow(folder, findWidget(node, "folder").value.trim(), watch));
+    for (const row of rows) {
+        row.onclick = () => {
+            dialog.close();
+            setWidget(node, "folder", row.value);
+        };
+    }
+    list.replaceChildren(...(rows.length ? rows : [t("folderEmpty")]), ...(answer.complete ? [] : [t("folderMore")]));
+    list.querySelector(".traintrain-chosen")?.scrollIntoView({ block: "nearest" });
+}
+
+// Opens the list of folders for a node.
+function choose(node) {
+    if (isWired(node, "folder")) return;
+    const list = make("div", "list", {}, t("folderLoading"));
+    const close = make("button", "close", { type: "button", title: t("folderClose"), ariaLabel: t("folderClose") }, "✕");
+    const head = make("div", "head", {}, make("b", "", {}, t("folderTitle")), close);
+    const dialog = make("dialog", "dialog", {}, head, make("p", "", {}, t("folderHint")), list);
+    close.onclick = () => dialog.close();
+    dialog.onclick = ({ target }) => target === dialog && dialog.close(); // beside it
+    dialog.onkeydown = (event) => event.stopPropagation(); // the keys are no shortcuts of the canvas meanwhile
+    dialog.onclose = () => dialog.remove();
+    document.body.append(dialog);
+    dialog.showModal();
+    fillList(list, dialog, node);
+}
+
+app.registerExtension({
+    name: "TrainTrain.Folders",
+
+    nodeCreated(node) {
+        if (!LOADERS.includes(node.comfyClass)) return;
+        const button = node.addWidget("button", "choose_folder", null, () => choose(node), { serialize: false });
+        button.label = t("folderChoose");
+        button.serialize = false; // the node's saved values are counted by place
+        addStrip(node);
+    },
+});
