@@ -135,13 +135,14 @@ class Picker {
         const indices = layout.ids.filter((id) => id !== "M00").map((id) => Number(id.match(/\d+/)[0]));
         const levels = Math.floor(Math.max(0, ...indices) / PER_LEVEL) + 1;
         const ids = name === TRAINED ? layout.ids : ["IN00", ...layout.ids];
+        const top = Math.min(...ids.map((id) => placeInUnet(id, levels).level));
         const cells = ids.map((id) => {
             const { level, column } = placeInUnet(id, levels);
             const cell = this.drawCell(id, id, this.hint(name, id, Math.min(level, levels - 1)));
-            Object.assign(cell.style, { gridRow: level + 1, gridColumn: column });
+            Object.assign(cell.style, { gridRow: level - top + 1, gridColumn: column });
             return cell;
         });
-        this.mapHeight = (levels + 1) * HEIGHTS.unetRow;
+        this.mapHeight = (levels - top + 1) * HEIGHTS.unetRow;
         return [make("div", "unet", {}, ...cells)];
     }
 
