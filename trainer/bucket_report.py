@@ -12,13 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 from .buckets import Frame
 from .data import TrainingImage
 
-SHEET_WIDTH = 1536  # pixels, at most
+SHEET_WIDTH = 1024  # pixels, at most: on a node it is shown at a third of that
 TILE_HEIGHT = 176  # pixels
 TILES_PER_FRAME = 40
 NAMES_PER_LINE = 20
 GAP = 12  # pixels
-CAPTION_HEIGHT = 40  # pixels of a frame's heading
-BACKGROUND, INK, FAINT = (26, 27, 30), (232, 232, 235), (140, 142, 150)
+CAPTION_HEIGHT = 84  # pixels of a frame's heading
+FONT_SIZE = 28  # pixels
+BACKGROUND, INK = (26, 27, 30), (232, 232, 235)
 MUCH_CROPPED = 0.25  # part of a picture that lies outside its frame and is worth a remark
 MASKED_OUT = 0.2  # brightness that is left where nothing is trained
 
@@ -36,7 +37,7 @@ def report_buckets(images: Sequence[TrainingImage]) -> str:
 
 
 def draw_contact_sheet(images: Sequence[TrainingImage]) -> torch.Tensor:
-    """Draw all training images under their frames as one picture (1, H, W, 3) in [0, 1], at most 1536 pixels wide."""
+    """Draw all training images under their frames as one picture (1, H, W, 3) in [0, 1], at most 1024 pixels wide."""
     parts = [_draw_group(frame, group) for frame, group in group_by_frame(images).items()]
     width = max(part.width for part in parts) + GAP
     sheet = Image.new("RGB", (width, sum(part.height for part in parts) + GAP), BACKGROUND)
@@ -99,12 +100,13 @@ def _draw_group(frame: Frame, group: Group) -> Image.Image:
     columns = max(1, (SHEET_WIDTH - GAP) // (size[0] + GAP))
     tiles = [_draw_tile(image, size) for image in group[:TILES_PER_FRAME]]
     rows = -(-len(tiles) // columns)
-    heading = f"{_heading(frame, group)}, {_describe_crop(group)}"
-    heading += f", the first {TILES_PER_FRAME} shown" if len(group) > len(tiles) else ""
-    font = ImageFont.load_default(size=18)
-    width = max(GAP + min(columns, len(tiles)) * (size[0] + GAP), 2 * GAP + int(font.getlength(heading)))
+    shown = f", the first {TILES_PER_FRAME} shown" if len(group) > len(tiles) else ""
+    lines = [_heading(frame, group) + shown, _describe_crop(group)]
+    font = ImageFont.load_default(size=FONT_SIZE)
+    written = int(max(font.getlength(line) for line in lines))
+    width = max(GAP + min(columns, len(tiles)) * (size[0] + GAP), 2 * GAP + written)
     part = Image.new("RGB", (min(width, SHEET_WIDTH - GAP), CAPTION_HEIGHT + rows * (size[1] + GAP)), BACKGROUND)
-    ImageDraw.Draw(part).text((GAP, CAPTION_HEIGHT - GAP), heading, font=font, fill=INK, anchor="ls")
+    ImageDraw.Draw(part).text((GAP, GAP), "\n".join(lines), font=font, fill=INK)
     for place, tile in enumerate(tiles):
         left, top = GAP + place % columns * (size[0] + GAP), CAPTION_HEIGHT + place // columns * (size[1] + GAP)
         part.paste(tile, (left, top))
