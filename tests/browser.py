@@ -208,6 +208,7 @@ def canvas(request) -> str:
 @pytest.fixture(scope="module")
 def shared_page(browser, server, canvas) -> Iterator[ComfyPage]:
     """One page for all tests of a file and a canvas: opening it takes four seconds."""
+    assert server.get("/object_info/TrainTrain_TrainLoRA"), f"ComfyUI could not load the pack: {server.log}"
     with browser.new_context(viewport={"width": 1600, "height": 1000}) as context:
         yield ComfyPage(context.new_page(), server, canvas)
 

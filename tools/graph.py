@@ -9,11 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+COLUMN = 380  # pixels from a column of nodes to the next
 GAP = 40  # pixels between nodes of a column
 LINE = 24  # pixels of a slot or a widget
 TITLE = 30
 MARGIN = 20  # pixels between a group's frame and its nodes
 GROUP_COLOURS = ("#3f789e", "#8A8", "#a1309b", "#b58b2a")
+EXTRA_HEIGHTS = {
+    "CLIPTextEncode": 70,
+    "LoadImage": 260,
+    "PreviewImage": 240,
+    "SaveImage": 400,
+    "TrainTrain_BucketImages": 260,
+    "TrainTrain_LoadImageFolder": 110,
+    "TrainTrain_LoadImagePairs": 110,
+    "TrainTrain_LoRANetwork": 240,
+    "TrainTrain_PlotLoss": 300,
+}
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
@@ -36,9 +48,9 @@ class Graph:
         self._groups: list[dict] = []
         self._x = self._y = 0
 
-    def column(self, x: int, y: int = 0) -> None:
-        """Put the next nodes below one another from here."""
-        self._x, self._y = x, y
+    def column(self, number: int, y: int = 0) -> None:
+        """Put the next nodes below one another in this column, from `y` on."""
+        self._x, self._y = number * COLUMN, y
 
     def note(self, text: str, width: int = 320, height: int = 160) -> None:
         """Place a note in Markdown."""
@@ -68,22 +80,21 @@ class Graph:
                 for index, slot in enumerate(values.pop(name, [])):
                     inputs.append(self._link(f"{name}.{prefix}{index}", slot, number, len(inputs)))
             elif _is_widget(spec):
-                widgets.append(values.pop(name, _default(spec)))
-                if spec[-1].get("control_after_generate"):
-                    widgets.append("fixed")
+                value = values.pop(name, _default(spec))
+                if isinstance(value, Slot):  # a wire in the place of the widget
+                    inputs.append(self._link(name, value, number, len(inputs)) | {"widget": {"name": name}})
+                    value = _default(spec)
+                widgets += [value, *_companion(spec)]
             else:
                 slot = values.pop(name, None)
-                inputs.append(
-                    self._link(name, slot, number, len(inputs))
-                    if slot
-                    else {"name": name, "type": spec[0], "link": None}
-                )
+                free = {"name": name, "type": spec[0], "link": None}
+                inputs.append(self._link(name, slot, number, len(inputs)) if slot else free)
         if values:
             raise ValueError(f"{kind} has no input {', '.join(values)}")
         outputs = [
             {"name": name, "type": kind_of, "links": []} for name, kind_of in zip(info["output_name"], info["output"])
         ]
-        height = TITLE + LINE * (max(len(inputs), len(outputs)) + len(widgets)) + _extra_height(kind, info)
+        height = TITLE + LINE * (max(len(inputs), len(outputs)) + len(widgets)) + _extra_height(kind)
         self._place(
             {
                 "type": kind,
@@ -153,8 +164,12 @@ class Graph:
     def _link(self, name: str, slot: Slot, node: int, index: int) -> dict:
         link = len(self._links) + 1
         self._links.append([link, slot.node, slot.index, node, index, slot.type])
-        self._nodes[slot.node - 1]["outputs"][slot.index]["links"].append(link)
+        self._source(slot).append(link)
         return {"name": name, "type": slot.type, "link": link}
+
+    def _source(self, slot: Slot) -> list[int]:
+        """Return the list of the links that leave a slot."""
+        return self._nodes[slot.node - 1]["outputs"][slot.index]["links"]
 
 
 def _inputs(info: dict) -> list[tuple[str, list]]:
@@ -177,8 +192,16 @@ def _default(spec: list) -> Any:
     return choices[0]
 
 
-def _extra_height(kind: str, info: dict) -> int:
+def _companion(spec: list) -> list[str]:
+    """Return what the page saves behind a widget, for one that it puts there itself."""
+    options = spec[-1] if isinstance(spec[-1], dict) else {}
+    if options.get("control_after_generate"):
+        return ["fixed"]
+    return ["image"] if options.get("image_upload") else []
+
+
+def _extra_height(kind: str) -> int:
     """Return the pixels for what a node shows beside its widgets."""
-    if kind == "CLIPTextEncode":
-        return 70
-    return {"SaveImage": 400, "PreviewImage": 240, "LoadImage": 260, "TrainTrain_PlotLoss": 300}.get(kind, 0)
+    if kind.startswith("TrainTrain_Train") and kind != "TrainTrain_TrainingSettings":
+        return 300  # the chart and a button
+    return EXTRA_HEIGHTS.get(kind, 0)
