@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pack.tools.server import Server
 
 CANVASES = ("classic", "nodes 2.0")
 OURS = "traintrain"  # in the address or the text of everything that comes from the pack
+NO_TRANSLATION = re.compile(r"404 .*/docs/\w+/[\w-]+\.md")  # the host asks for help in the page's language first
 OPTIONS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
              --disable-component-update --disable-sync""".split()
 # Put into the page before its own scripts: finds nodes, also inside subgraphs.
@@ -173,7 +175,7 @@ class ComfyPage:
 
     def our_errors(self) -> list[str]:
         """Return the errors that come from the pack."""
-        return [error for error in self.errors if OURS in error.lower()]
+        return [error for error in self.errors if OURS in error.lower() and not NO_TRANSLATION.search(error)]
 
     def _file_chooser(self) -> str:
         self.evaluate(

@@ -73,10 +73,12 @@ def _ways(python: Path) -> list[list[list[str]]]:
 
 def _run(commands: Sequence[Sequence[str]], log: Path) -> bool:
     log.parent.mkdir(parents=True, exist_ok=True)
+    quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     with open(log, "a", encoding="utf-8") as file:
         for command in commands:
             print("\n$", *command, file=file, flush=True)
-            if subprocess.run(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL).returncode:
+            ran = subprocess.run(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=quiet)
+            if ran.returncode:
                 return False
     return True
 
