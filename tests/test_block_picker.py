@@ -200,8 +200,10 @@ def test_after_a_training_the_map_shows_the_blocks_that_the_model_has(page):
     page.evaluate("(detail) => app.api.dispatchEvent(new CustomEvent('traintrain.network', { detail }))", event)
     cells = page.page.locator(".traintrain-map [data-id]")
     assert set(cells.all_inner_texts()) == {"IN01", "M00", "OUT00"}
-    page.load(page.serialize())
+    saved = page.serialize()
+    page.load(saved)
     cell(page, "OUT00").wait_for()
+    assert page.find(NODE).evaluate("(node) => node.size[1]") == saved["nodes"][0]["size"][1]
     assert page.page.locator(".traintrain-layout").input_value() == "trained"
     cell(page, "M00").click()
     assert page.find(NODE).values()["blocks"] == "all, -M00"

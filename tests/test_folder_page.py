@@ -73,10 +73,12 @@ def test_escape_closes_the_list_and_leaves_the_text(page):
 
 def test_a_loaded_workflow_shows_its_folder_and_saves_no_more_than_it_had(page):
     show_loader(page, NODES[0]).set(folder="kittens")
+    wait_for_words(page, "3 pictures")
     saved = page.serialize()
     assert saved["nodes"][0]["widgets_values"] == ["kittens", True, "caption file", ""]
     page.load(saved)
     wait_for_words(page, "3 pictures")
+    assert page.find(NODES[0]).evaluate("(node) => node.size[1]") == saved["nodes"][0]["size"][1]
 
 
 def test_a_folder_that_comes_by_wire_is_not_chosen_here(page):

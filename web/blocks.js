@@ -47,9 +47,9 @@ class Picker {
         this.element = make("div", "blocks", {}, head, this.map, this.note);
         this.listen();
         this.setHeight = addElement(node, "block_map", this.element, () => this.look());
+        after(node, "onConfigure", () => this.draw(true)); // the layout is no widget
         this.look = follow(node, ["blocks", "network_type"], () => this.draw());
-        after(node, "onConfigure", () => this.draw()); // the layout is no widget
-        this.draw();
+        this.draw(true);
     }
 
     // A press toggles a block, and moving on does the same to those it comes over.
@@ -88,7 +88,7 @@ class Picker {
         this.draw();
     }
 
-    draw() {
+    draw(isNew = false) {
         const { name, layout } = layoutOf(this.node);
         this.type = findWidget(this.node, "network_type").value;
         this.known = trainable(layout, this.type);
@@ -100,7 +100,7 @@ class Picker {
         const words = this.describeState();
         this.note.textContent = this.note.title = words;
         this.note.hidden = !words;
-        this.setHeight(HEIGHTS.head + this.mapHeight + (words ? HEIGHTS.note : 0));
+        this.setHeight(HEIGHTS.head + this.mapHeight + (words ? HEIGHTS.note : 0), isNew);
     }
 
     mark() {

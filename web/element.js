@@ -18,20 +18,21 @@ export function make(tag, name, properties = {}, ...children) {
     return element;
 }
 
-// Adds the element below the node's widgets and returns a function that gives it another height, in pixels.
+// Adds the element below the node's widgets and returns a function that gives it another height, in pixels. The node
+// becomes as much higher or lower, unless it was just made or loaded: then it has room as it was saved.
 export function addElement(node, name, element, onDraw) {
     let height = 0;
     const room = () => height + 2 * MARGIN;
     const options = { serialize: false, hideOnZoom: false, hideInPanel: true, margin: MARGIN, onDraw };
     const widget = node.addDOMWidget(name, name, element, { ...options, getMinHeight: room, getMaxHeight: room });
     widget.serialize = false; // the node's saved values are counted by place
-    return (wanted) => {
+    return (wanted, isNew = false) => {
         const grown = wanted - height;
         if (grown === 0) return;
         height = wanted;
         element.style.minHeight = `${height}px`;
         const least = node.computeSize()[1];
-        node.setSize([node.size[0], Math.max(least, node.size[1] + (grown < 0 ? grown : 0))]);
+        node.setSize([node.size[0], Math.max(least, node.size[1] + (isNew ? 0 : grown))]);
         app.canvas?.setDirty(true, true);
     };
 }
@@ -57,7 +58,7 @@ export function follow(node, names, changed) {
     };
     for (const name of names) after(findWidget(node, name), "callback", look);
     after(node, "onConfigure", look); // a workflow is loaded, undone or pasted
-    after(node, "onConnectionsChange", look);
+    after(node, "onConnectionsChange", () => queueMicrotask(look)); // comes in the midst of loading, too
     return look;
 }
 

@@ -3,7 +3,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { addElement, findWidget, follow, isWired, make, setWidget } from "./element.js";
+import { addElement, after, findWidget, follow, isWired, make, setWidget } from "./element.js";
 import { t } from "./texts.js";
 
 const LOADERS = ["TrainTrain_LoadImageFolder", "TrainTrain_LoadImagePairs"];
@@ -42,12 +42,13 @@ function addStrip(node) {
     const setHeight = addElement(node, "folder_strip", element, () => look());
     let asked = 0;
     let timer = null;
+    let isNew = true; // made or loaded, and not shown since
 
     function show(text, thumbnails = []) {
         words.textContent = text;
         drawThumbnails(strip, thumbnails);
         strip.hidden = thumbnails.length === 0;
-        setHeight(thumbnails.length ? HEIGHTS.pictures : HEIGHTS.words);
+        setHeight(thumbnails.length ? HEIGHTS.pictures : HEIGHTS.words, isNew);
     }
 
     async function refresh() {
@@ -58,8 +59,10 @@ function addStrip(node) {
         if (answer === null) show(t("folderUnlisted"));
         else if (!answer.thumbnails) show(t("folderFailed"));
         else show(countPictures(answer.count, answer.below), answer.thumbnails);
+        isNew = false;
     }
 
+    after(node, "onConfigure", () => (isNew = true));
     const look = follow(node, ["folder"], () => {
         clearTimeout(timer);
         timer = setTimeout(refresh, TYPING);
