@@ -56,11 +56,11 @@ class TrainingProgress:
         self._started, self._done = time.monotonic(), len(history)
 
     def __call__(self, step: int, loss: float, learning_rate: float) -> None:
+        self._add(step, loss, learning_rate)
         comfy.model_management.throw_exception_if_processing_interrupted()
         stopping.check(self._node_id)
         now = time.monotonic()
         self._bar.update_absolute(step, self._steps)
-        self._add(step, loss, learning_rate)
         if now - self._last_event >= SECONDS_BETWEEN_EVENTS or step in (1, self._steps):
             self._last_event = now
             self._send(STEP)

@@ -62,7 +62,7 @@ export class TrainingPanel {
 
     get #runs() {
         const { runs } = this.#data; // from a file that anyone may have made
-        return Array.isArray(runs) ? runs.filter((run) => Array.isArray(run?.curve)) : [];
+        return Array.isArray(runs) ? runs.filter((run) => Array.isArray(run?.curve) && Array.isArray(run.samples)) : [];
     }
 
     get #run() {

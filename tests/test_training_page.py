@@ -1,0 +1,186 @@
+"""A training as a person at the page sees it: the chart grows, it can be stopped and kept, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from browser import BLANK, ComfyPage, Node
+from pack.tools.shapes import pictures
+from pack.trainer.files import load_lora
+
+NODE = "TrainTrain_TrainLoRA"
+FIGURES = (
+    "(node) => node.widgets.find((w) => w.name === 'training').element.querySelector('.traintrain-figures').textContent"
+)
+POINTS = """(node) => [...node.widgets.find((w) => w.name === "training").element.querySelectorAll("polyline")]
+    .map((line) => line.getAttribute("points").split(" ").length)"""
+
+
+@pytest.fixture
+def train(page) -> Iterator[Node]:
+    """The first template on the page, with a training that takes a while; the samples after it are quick."""
+    pictures.write(page.server.base / "input" / "purple_star")
+    page.load_template("train_lora")
+    for sampler in page.find_all("KSampler"):
+        sampler.set(steps=1)
+    yield page.find(NODE).set(steps=400, batch_size=1, seed=page.evaluate("() => Math.floor(Math.random() * 1e9)"))
+    page.server.post("/queue", {"clear": True})
+    page.server.post("/interrupt", {})
+    while page.server.get("/queue")["queue_running"]:
+        page.page.wait_for_timeout(100)
+
+
+def press_stop(node: Node) -> None:
+    node.evaluate("(node) => node.widgets.find((w) => w.name === 'stop_and_keep').callback()")
+
+
+def chart(node: Node) -> list[int]:
+    """Return how many points each line of the chart has."""
+    return node.evaluate(POINTS)
+
+
+def wait_for_steps(page: ComfyPage, count: int) -> None:
+    page.wait_for_event("traintrain.step", count, timeout=60)
+
+
+def saved(page: ComfyPage, outputs: dict) -> dict[str, str]:
+    """Return the metadata of the LoRA that a run has saved."""
+    (path,) = outputs[page.find("TrainTrain_SaveLoRA").path]["text"]
+    return load_lora(page.server.base / path).metadata
+
+
+def test_the_chart_grows_until_stop_and_keep_and_stays(page, train):
+    prompt = page.queue()
+    lengths = []
+    for count in (2, 4, 6, 8):
+        wait_for_steps(page, count)
+        lengths.append(max(chart(train), default=0))
+    assert lengths == sorted(set(lengths)), "it must have more points each time"
+    text = train.evaluate(FIGURES)
+    assert all(part in text for part in ("of 400", "loss 0.", "rate ", "step", " left")), text
+    press_stop(train)
+    entry = page.wait_until_done(prompt)
+    assert entry["status"]["status_str"] == "success"
+    step = int(saved(page, entry["outputs"])["traintrain_step"])
+    assert 1 <= step < 400
+    assert any(shown.get("images") for shown in entry["outputs"].values())
+    assert f"stopped at step {step} of 400" in train.evaluate(FIGURES)
+
+    kept = page.serialize()
+    before = chart(train)
+    assert len(json.dumps(kept)) < 60_000
+    page.load(BLANK)
+    page.load(kept)
+    again = page.find(NODE)
+    assert chart(again) == before and f"stopped at step {step} of 400" in again.evaluate(FIGURES)
+
+    again.set(steps=400)
+    prompt = page.queue()
+    wait_for_steps(page, len(page.events("traintrain.step")) + 2)
+    assert page.events("traintrain.step")[-1]["step"] > step, "it must go on where it was stopped"
+    press_stop(again)
+    page.wait_until_done(prompt)
+
+
+def test_a_page_opened_in_the_middle_shows_the_training_and_can_cancel_it(page, train):
+    page.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker?.captureCanvasState?.()")
+    prompt = page.queue()
+    wait_for_steps(page, 3)
+    page.page.wait_for_timeout(1500)  # the page keeps its graph for a reload now and then
+    page.open()
+    page.wait_for("(name) => findNodes(name).length === 1", NODE)
+    node = page.find(NODE)
+    page.wait_for(f"(name) => ({FIGURES})(findNodes(name)[0].node).includes('of 400')", NODE)
+    wait_for_steps(page, 2)
+    page.record("traintrain.end")
+    assert "left" in node.evaluate(FIGURES) and max(chart(node)) > 1
+    before = {file.name for file in (page.server.base / "output").iterdir()}
+    page.evaluate("() => app.api.interrupt(null)")
+    entry = page.wait_until_done(prompt)
+    assert entry["status"]["status_str"] == "error" and not entry["outputs"].get(page.find("SaveImage").path)
+    page.wait_for(f"(name) => ({FIGURES})(findNodes(name)[0].node).includes('stopped at step')", NODE)
+    step = page.events("traintrain.end")[-1]["step"]
+    kept = (page.server.base / "output" / "loras" / "trained").glob("*.safetensors")
+    metadata = load_lora(max(kept, key=lambda file: file.stat().st_mtime)).metadata
+    assert step <= int(metadata["traintrain_step"]) <= step + 1
+    assert {file.name for file in (page.server.base / "output").iterdir()} == before
+
+
+def test_a_training_inside_a_subgraph_is_shown_and_stopped(page, train):
+    # ComfyUI loses wires into inputs that grow when it makes a subgraph of the node before them.
+    page.evaluate("() => app.rootGraph.remove(findNodes('TrainTrain_PlotLoss')[0].node)")
+    page.evaluate("(name) => app.rootGraph.convertToSubgraph(new Set([findNodes(name)[0].node]))", NODE)
+    inner = page.find(NODE)
+    assert ":" in inner.path
+    prompt = page.queue()
+    wait_for_steps(page, 4)
+    assert max(chart(inner)) > 1
+    press_stop(inner)
+    entry = page.wait_until_done(prompt)
+    assert entry["status"]["status_str"] == "success"
+    assert int(saved(page, entry["outputs"])["traintrain_step"]) < 400
+
+
+def test_samples_are_shown_with_and_without_the_lora(page, train):
+    page.evaluate(
+        """(name) => {
+            const loader = findNodes("CheckpointLoaderSimple")[0].node;
+            const preview = LiteGraph.createNode("TrainTrain_PreviewSettings");
+            app.rootGraph.add(preview);
+            for (const slot of [0, 1]) {
+                const text = LiteGraph.createNode("CLIPTextEncode");
+                app.rootGraph.add(text);
+                loader.connect(1, text, 0);
+                text.connect(0, preview, slot);
+            }
+            loader.connect(2, preview, "vae");
+            preview.connect(0, findNodes(name)[0].node, "preview");
+        }""",
+        NODE,
+    )
+    page.find("TrainTrain_PreviewSettings").set(every=2, width=64, height=64, steps=1)
+    train.set(steps=5)
+    page.run()
+    page.wait_for(
+        "(name) => findNodes(name)[0].node.widgets.find((w) => w.name === 'training').element.querySelector('img').naturalWidth === 128",
+        NODE,
+    )
+    steps = "(node) => node.widgets.find((w) => w.name === 'training').element.querySelector('.traintrain-foot').textContent"
+    assert "step 4" in train.evaluate(steps)
+    train.evaluate(
+        "(node) => node.widgets.find((w) => w.name === 'training').element.querySelector('.traintrain-foot button').click()"
+    )
+    assert "step 2" in train.evaluate(steps)
+
+
+def test_a_difference_shows_its_copy_machine_in_the_same_chart(page):
+    page.load_template("copy_machine_difference")
+    curve = [[step, 1 / step] for step in range(1, 9)]
+    page.evaluate(
+        """(curve) => {
+            const run = (name) => ({ run: name, name, steps: 8, step: 8, loss: 1, curve, samples: [] });
+            for (const [kind, runs] of [["CopyMachine", ["copy"]], ["Difference", ["old", "new"]]])
+                findNodes(`TrainTrain_Train${kind}`)[0].node.properties.traintrain = { runs: runs.map(run) };
+        }""",
+        curve,
+    )
+    page.load(page.serialize())
+    node = page.find("TrainTrain_TrainDifference")
+    texts = "(node) => [...node.widgets.find((w) => w.name === 'training').element.querySelectorAll('text')].map((e) => e.textContent)"
+    assert [text for text in node.evaluate(texts) if text in ("new", "copy", "old")] == ["new", "copy", "old"]
+    assert chart(node) == [8, 8, 8, 8]  # the newest has a pale line, too
+    page.evaluate(
+        "() => findNodes('TrainTrain_TrainDifference')[0].node.widgets.find((w) => w.name === 'training').element.querySelector('.traintrain-log').click()"
+    )
+    assert {"0.34", "1.0"} <= set(node.evaluate(texts)), "less than two powers of ten: the ends of the curve"
+
+
+@pytest.mark.parametrize("runs", ["words", [None], [{"curve": "x"}], [{"curve": [[1, 2]], "samples": "y"}], {"a": 1}])
+def test_a_workflow_with_odd_properties_still_loads(page, runs):
+    workflow = page.load_template("train_lora")
+    node = next(node for node in workflow["nodes"] if node["type"] == NODE)
+    node["properties"]["traintrain"] = {"runs": runs}
+    page.load(workflow)
+    assert page.find(NODE).values()["steps"] == 500
