@@ -76,6 +76,7 @@ class ComfyPage:
         self.page.goto(f"http://{self.server.address}")
         self.wait_for(READY, timeout=60)
         self.record("traintrain.step", "executing", "executed", "execution_error", "execution_success")
+        assert not self.our_errors()
 
     def evaluate(self, script: str, argument: Any = None) -> Any:
         """Evaluate JavaScript in the page."""
