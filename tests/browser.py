@@ -76,7 +76,7 @@ class ComfyPage:
         self.page.goto(f"http://{self.server.address}")
         self.wait_for(READY, timeout=60)
         self.record("traintrain.step", "executing", "executed", "execution_error", "execution_success")
-        assert not self.our_errors()
+        assert not self.our_errors(), self.our_errors()
 
     def evaluate(self, script: str, argument: Any = None) -> Any:
         """Evaluate JavaScript in the page."""
@@ -223,4 +223,4 @@ def page(shared_page) -> Iterator[ComfyPage]:
     shared_page.load(BLANK)
     shared_page.evaluate("() => { recorded.length = 0; }")
     yield shared_page
-    assert not shared_page.our_errors()
+    assert not shared_page.our_errors(), shared_page.our_errors()
