@@ -196,7 +196,8 @@ def test_the_layout_is_kept_with_the_workflow_and_nothing_else_is(page):
 
 def test_after_a_training_the_map_shows_the_blocks_that_the_model_has(page):
     node = show_network(page)
-    event = {"node": node.path, "blocks": ["OUT00", "IN01", "M00"]}
+    workflow = page.evaluate("() => app.rootGraph.id")
+    event = {"node": node.path, "workflow": workflow, "blocks": ["OUT00", "IN01", "M00"]}
     page.evaluate("(detail) => app.api.dispatchEvent(new CustomEvent('traintrain.network', { detail }))", event)
     cells = page.page.locator(".traintrain-map [data-id]")
     assert set(cells.all_inner_texts()) == {"IN01", "M00", "OUT00"}
