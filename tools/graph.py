@@ -21,8 +21,8 @@ EXTRA_HEIGHTS = {
     "PreviewImage": 240,
     "SaveImage": 400,
     "TrainTrain_BucketImages": 260,
-    "TrainTrain_LoadImageFolder": 110,
-    "TrainTrain_LoadImagePairs": 110,
+    "TrainTrain_LoadImageFolder": 150,
+    "TrainTrain_LoadImagePairs": 150,
     "TrainTrain_LoRANetwork": 240,
     "TrainTrain_PlotLoss": 300,
 }
