@@ -72,7 +72,10 @@ def test_the_chart_grows_until_stop_and_keep_and_stays(page, train):
     before = chart(train)
     assert len(json.dumps(kept)) < 60_000
     page.load(BLANK)
+    # Without what the server remembers:
+    page.page.route("**/traintrain/trainings", lambda route: route.fulfill(json={"trainings": []}))
     page.load(kept)
+    page.page.unroute("**/traintrain/trainings")
     again = page.find(NODE)
     assert chart(again) == before and f"stopped at step {step} of 400" in again.evaluate(FIGURES)
 
@@ -106,6 +109,11 @@ def test_a_page_opened_in_the_middle_shows_the_training_and_can_cancel_it(page, 
     metadata = load_lora(max(kept, key=lambda file: file.stat().st_mtime)).metadata
     assert step <= int(metadata["traintrain_step"]) <= step + 1
     assert {file.name for file in (page.server.base / "output").iterdir()} == before
+    workflow = page.serialize()
+    for each in workflow["nodes"]:
+        each["properties"].pop("traintrain", None)
+    page.load(workflow)  # as from a file without the curve: the server remembers it
+    page.wait_for(f"(name) => ({FIGURES})(findNodes(name)[0].node).includes('stopped at step')", NODE)
 
 
 def test_a_training_inside_a_subgraph_is_shown_and_stopped(page, train):

@@ -5,7 +5,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { LAYOUTS, describe, trainable } from "./block_layouts.js";
 import { BASE, readBlocks, writeBlocks } from "./block_text.js";
-import { addElement, after, findNode, findWidget, follow, isWired, make, setWidget } from "./element.js";
+import { addElement, after, findNode, findWidget, follow, isOpen, isWired, make, setWidget } from "./element.js";
 import { t } from "./texts.js";
 
 const TRAINED = "trained"; // the layout of the blocks that the server named
@@ -178,7 +178,7 @@ app.registerExtension({
 
     setup() {
         api.addEventListener("traintrain.network", ({ detail }) => {
-            const picker = pickers.get(findNode(detail.node));
+            const picker = isOpen(detail.workflow) && pickers.get(findNode(detail.node));
             if (picker && detail.blocks?.length) picker.setLayout(TRAINED, detail.blocks);
         });
     },

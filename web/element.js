@@ -85,3 +85,8 @@ export function findNode(path) {
     const graph = ids.slice(0, -1).reduce((graph, id) => graph?.getNodeById(id)?.subgraph, app.rootGraph ?? app.graph);
     return graph?.getNodeById(ids.at(-1)) ?? null;
 }
+
+// Tells whether a workflow, by its id, is the one on the canvas: nodes of others may have the same ids.
+export function isOpen(workflow) {
+    return workflow === (app.rootGraph ?? app.graph).id;
+}

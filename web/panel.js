@@ -2,39 +2,41 @@
 
 import { api } from "../../scripts/api.js";
 import { drawChart } from "./chart.js";
+import { addElement, after, make } from "./element.js";
 import { t } from "./texts.js";
 
 const PROPERTY = "traintrain"; // of a node: { logarithmic, runs }, the newest run last
 const RUNS = 4;
 const POINTS_OF_EARLIER = 60;
-const CHART_HEIGHT = 150; // pixels, with the figures above it
-const SAMPLES_HEIGHT = 170;
-
-const style = document.createElement("link");
-style.rel = "stylesheet";
-style.href = new URL("./training.css", import.meta.url).href;
-document.head.append(style);
+const HEIGHTS = { chart: 150, samples: 170 }; // pixels; the chart's with the figures above it
 
 export class TrainingPanel {
     // The training that goes on now, as the server told of it last; null when none does.
     running = null;
 
     #node;
-    #sample = null; // the one that is looked at; null for the newest
-    #parts = {};
+    #setHeight;
+    #sample = null; // the step whose sample is looked at; null for the newest
+
+    #figures = make("div", "figures");
+    #log = make("button", "log", { type: "button", textContent: "log", title: t("trainingLogHint"), onclick: () => this.#toggleLog() });
+    #chart = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    #image = make("img", "", { onerror: () => (this.#image.alt = t("trainingSampleGone")) });
+    #page = make("span");
+    #samples;
 
     constructor(node) {
         this.#node = node;
-        const element = this.#build();
-        const widget = node.addDOMWidget("training", "TRAINTRAIN_TRAINING", element, {
-            serialize: false,
-            hideOnZoom: false,
-            getMinHeight: () => this.#height(),
-            getMaxHeight: () => this.#height(),
-        });
-        widget.serialize = false;
-        new ResizeObserver(() => this.#drawChart()).observe(this.#parts.chart);
-        this.#draw();
+        this.#chart.classList.add("traintrain-chart");
+        const turn = (text, by) => make("button", "", { type: "button", textContent: text, onclick: () => this.#turn(by) });
+        const pages = make("span", "pages", {}, turn("‹", -1), this.#page, turn("›", 1));
+        const foot = make("div", "foot", {}, make("span", "", {}, t("trainingWithout")), pages);
+        this.#samples = make("div", "samples", {}, this.#image, foot);
+        const line = make("div", "line", {}, this.#figures, this.#log);
+        this.#setHeight = addElement(node, "training", make("div", "training", {}, line, this.#chart, this.#samples));
+        new ResizeObserver(() => this.#drawChart()).observe(this.#chart);
+        after(node, "onConfigure", () => this.#draw(true));
+        this.#draw(true);
     }
 
     // Takes in what the server tells of a training.
@@ -47,11 +49,6 @@ export class TrainingPanel {
         this.#draw();
     }
 
-    // Draws what came with the workflow.
-    restore() {
-        this.#draw();
-    }
-
     get #data() {
         return this.#node.properties?.[PROPERTY] ?? {};
     }
@@ -61,89 +58,53 @@ export class TrainingPanel {
     }
 
     get #runs() {
-        const { runs } = this.#data; // from a file that anyone may have made
-        return Array.isArray(runs) ? runs.filter((run) => Array.isArray(run?.curve) && Array.isArray(run.samples)) : [];
+        return readRuns(this.#node);
     }
 
     get #run() {
         return this.#runs.at(-1);
     }
 
-    get #samples() {
-        return this.#run?.samples ?? [];
-    }
-
-    #build() {
-        const element = make("div", "traintrain-panel");
-        const head = make("div", "traintrain-head", element);
-        this.#parts.figures = make("div", "traintrain-figures", head);
-        this.#parts.log = make("button", "traintrain-log", head, "log");
-        this.#parts.log.title = t("trainingLogHint");
-        this.#parts.log.addEventListener("click", () => {
-            this.#data = { ...this.#data, logarithmic: !this.#data.logarithmic };
-            this.#drawChart();
-        });
-        this.#parts.chart = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-        this.#parts.chart.classList.add("traintrain-chart");
-        element.append(this.#parts.chart);
-        this.#buildSamples(element);
-        return element;
-    }
-
-    #buildSamples(element) {
-        const samples = (this.#parts.samples = make("div", "traintrain-samples", element));
-        this.#parts.image = make("img", "", samples);
-        this.#parts.image.addEventListener("error", () => (this.#parts.image.alt = t("trainingSampleGone")));
-        const foot = make("div", "traintrain-foot", samples);
-        make("span", "", foot, t("trainingWithout"));
-        const pages = make("span", "", foot);
-        make("button", "", pages, "‹").addEventListener("click", () => this.#turn(-1));
-        this.#parts.page = make("span", "", pages);
-        make("button", "", pages, "›").addEventListener("click", () => this.#turn(1));
-    }
-
-    #height() {
-        return CHART_HEIGHT + (this.#samples.length ? SAMPLES_HEIGHT : 0);
-    }
-
-    #draw() {
-        this.#parts.figures.textContent = this.#run ? figures(this.#run, this.running) : t("trainingIdle");
+    #draw(isNew = false) {
+        this.#figures.textContent = this.#run ? describe(this.#run, this.running) : t("trainingIdle");
         this.#drawChart();
         this.#drawSample();
-        const [width, height] = this.#node.computeSize();
-        const [nodeWidth, nodeHeight] = this.#node.size;
-        if (height > nodeHeight) this.#node.setSize([Math.max(width, nodeWidth), height]);
+        this.#setHeight(HEIGHTS.chart + (this.#run?.samples.length ? HEIGHTS.samples : 0), isNew);
     }
 
     #drawChart() {
         const now = this.#run;
         const before = this.#runs.slice(0, -1).map((run) => ({ ...run, kind: "before" }));
         const runs = now ? [{ ...now, kind: "now" }, ...this.#wired(), ...before.reverse()] : [];
-        this.#parts.log.classList.toggle("on", Boolean(this.#data.logarithmic));
-        this.#parts.log.hidden = !now;
-        drawChart(this.#parts.chart, runs, this.#data.logarithmic);
+        this.#log.classList.toggle("traintrain-on", Boolean(this.#data.logarithmic));
+        this.#log.hidden = !now;
+        drawChart(this.#chart, runs, this.#data.logarithmic);
     }
 
     // The run of the training whose LoRA this one takes, such as a copy machine: two passes in one chart.
     #wired() {
         const slot = this.#node.inputs?.findIndex((input) => input.name === "copy_machine") ?? -1;
-        const runs = slot < 0 ? null : this.#node.getInputNode?.(slot)?.properties?.[PROPERTY]?.runs;
-        return Array.isArray(runs) && runs.length ? [{ ...runs.at(-1), kind: "wired" }] : [];
+        const origin = slot < 0 ? null : this.#node.getInputNode?.(slot);
+        return readRuns(origin).slice(-1).map((run) => ({ ...run, kind: "wired" }));
+    }
+
+    #toggleLog() {
+        this.#data = { ...this.#data, logarithmic: !this.#data.logarithmic };
+        this.#drawChart();
     }
 
     #drawSample() {
-        const samples = this.#samples;
-        this.#parts.samples.hidden = !samples.length;
+        const samples = this.#run?.samples ?? [];
+        this.#samples.hidden = !samples.length;
         if (!samples.length) return;
-        const sample = samples.find(({ step }) => step === this.#sample) ?? samples.at(-1);
-        const query = new URLSearchParams({ filename: sample.filename, subfolder: sample.subfolder, type: "output" });
-        const url = api.apiURL(`/view?${query}`);
-        if (this.#parts.image.getAttribute("src") !== url) this.#parts.image.src = url;
-        this.#parts.page.textContent = t("trainingStep", { step: sample.step });
+        const { filename, subfolder, step } = samples.find((each) => each.step === this.#sample) ?? samples.at(-1);
+        const url = api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type: "output" })}`);
+        if (this.#image.getAttribute("src") !== url) this.#image.src = url;
+        this.#page.textContent = t("trainingStep", { step });
     }
 
     #turn(by) {
-        const steps = this.#samples.map(({ step }) => step);
+        const steps = this.#run.samples.map(({ step }) => step);
         const at = steps.includes(this.#sample) ? steps.indexOf(this.#sample) : steps.length - 1;
         const next = Math.min(steps.length - 1, Math.max(0, at + by));
         this.#sample = next === steps.length - 1 ? null : steps[next];
@@ -151,35 +112,34 @@ export class TrainingPanel {
     }
 }
 
-function figures(run, running) {
+// Returns the runs that a node's properties hold; they come from a file that anyone may have made.
+function readRuns(node) {
+    const runs = node?.properties?.[PROPERTY]?.runs;
+    return Array.isArray(runs) ? runs.filter((run) => Array.isArray(run?.curve) && Array.isArray(run.samples)) : [];
+}
+
+function describe(run, running) {
     const loss = (run.smoothed_loss ?? run.loss)?.toPrecision(3);
     const values = { ...run, loss, rate: run.learning_rate?.toExponential(1), seconds: duration(run.seconds) };
-    if (running) {
-        const speed = run.steps_per_second;
-        const pace = speed >= 1 || !speed ? t("trainingFast", { speed: speed?.toFixed(1) ?? "…" }) : t("trainingSlow", { speed: (1 / speed).toFixed(1) });
-        return t("trainingRuns", { ...values, pace, left: duration(run.seconds_left) });
-    }
+    if (running) return t("trainingRuns", { ...values, pace: pace(run.steps_per_second), left: duration(run.seconds_left) });
     if (!run.step) return t("trainingNothing");
     return t(run.step < run.steps ? "trainingStopped" : run.seconds ? "trainingDone" : "trainingRecalled", values);
+}
+
+function pace(speed) {
+    if (!speed) return "…";
+    return speed >= 1 ? t("trainingFast", { speed: speed.toFixed(1) }) : t("trainingSlow", { speed: (1 / speed).toFixed(1) });
 }
 
 function duration(seconds) {
     if (seconds === undefined) return "…";
     const whole = Math.round(seconds);
-    const parts = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60].map((part) => String(part).padStart(2, "0"));
-    return (parts[0] === "00" ? parts.slice(1) : parts).join(":");
+    const [hours, ...rest] = [whole / 3600, (whole / 60) % 60, whole % 60].map((part) => String(Math.floor(part)).padStart(2, "0"));
+    return (hours === "00" ? rest : [hours, ...rest]).join(":");
 }
 
 // Leaves fewer points of an earlier run: the workflow shall stay small.
 function thin(run) {
     const every = Math.ceil(run.curve.length / POINTS_OF_EARLIER);
     return { ...run, curve: run.curve.filter((_, i) => (run.curve.length - 1 - i) % every === 0), samples: [] };
-}
-
-function make(tag, className, parent, text = "") {
-    const element = document.createElement(tag);
-    if (className) element.className = className;
-    element.textContent = text;
-    parent?.append(element);
-    return element;
 }

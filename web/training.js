@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { findNode, isOpen } from "./element.js";
 import { TrainingPanel } from "./panel.js";
 import { t } from "./texts.js";
 
@@ -14,24 +15,14 @@ function isTraining(node) {
     return TRAINING.some((name) => node.comfyClass === `TrainTrain_${name}`);
 }
 
-// Finds the node of a server's id: "7", or "2:7" for node 7 inside the subgraph of node 2.
-function findNode(id) {
-    let graph = app.rootGraph ?? app.graph;
-    const path = String(id).split(":");
-    for (const part of path.slice(0, -1)) graph = graph?.getNodeById(Number(part))?.subgraph;
-    return graph?.getNodeById(Number(path.at(-1)));
-}
-
-// Shows a training on its node, if it is of the workflow that is open.
 function show(training) {
-    if (training.workflow !== (app.rootGraph ?? app.graph).id) return;
-    const node = findNode(training.node);
-    if (node && isTraining(node)) panels.get(node)?.show(training);
+    if (isOpen(training.workflow)) panels.get(findNode(training.node))?.show(training);
 }
 
-async function showWhatRuns() {
-    const answer = await api.fetchApi("/traintrain/trainings", { method: "POST" });
-    if (answer.ok) (await answer.json()).trainings.forEach(show);
+// Shows what went on before the page, or the workflow, was opened.
+async function catchUp() {
+    const answer = await api.fetchApi("/traintrain/trainings", { method: "POST" }).catch(() => null);
+    if (answer?.ok) (await answer.json()).trainings.forEach(show);
 }
 
 async function stop(node) {
@@ -61,9 +52,5 @@ app.registerExtension({
         panels.set(node, new TrainingPanel(node));
     },
 
-    loadedGraphNode(node) {
-        panels.get(node)?.restore();
-    },
-
-    afterConfigureGraph: showWhatRuns,
+    afterConfigureGraph: catchUp,
 });
