@@ -62,6 +62,8 @@ def learns(shapes, example, network=NetworkConfig(rank=4, alpha=4), **settings):
     batches = draw_batches([0], config.batch_size, torch.Generator().manual_seed(0), [2])
     method = Denoise([example], batches, config)
     with torch.inference_mode():
-        lora, history = host.train_lora(host.Training(shapes[0], network, config, method, {}), Silent(), lambda *_: None)
+        lora, history = host.train_lora(
+            host.Training(shapes[0], network, config, method, {}), Silent(), lambda *_: None
+        )
     assert sum(history.losses[-3:]) < 0.7 * sum(history.losses[:3]), history
     return lora
