@@ -1,4 +1,4 @@
-"""The pack in Japanese and Chinese: nothing is missing or left in English, and ComfyUI's page shows it."""
+"""The pack and its help in Japanese and Chinese: nothing is missing or left in English, and ComfyUI's page shows it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import json
 import re
 
 import pytest
+from conftest import ROOT
 from pack.tools.locales import LOCALES, NODE_DEFS, node_defs, to_text
 
 TRANSLATIONS = ["ja", "zh"]
+DOCS = ROOT / "web" / "docs"
+PAGES = sorted(path.stem for path in DOCS.glob("TrainTrain_*.md"))
 THEIR_SCRIPT = re.compile("[ぁ-ヿ一-鿿]")
 ENGLISH_SENTENCE = re.compile(r"(?:\b[a-z']{2,} ){3,}[a-z']{2,}")
+PROMPT = re.compile(r"\*[^*]+\*|`[^`]+`")  # what is typed stays English
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
 # What English writes as words stands in digits elsewhere; counters make "a picture" one picture.
-WORDS = {"ten": {"10"}, "tenth": {"10"}, "thirty": {"30"}, "third": {"3"}}
+NUMBER_WORDS = "zero one two three four five six seven eight nine ten".split()
+WORDS = {word: {str(number)} for number, word in enumerate(NUMBER_WORDS)}
+WORDS |= {"third": {"3"}, "quarter": {"4"}, "eighth": {"8"}, "tenth": {"10"}, "half": {"2"}}
+WORDS |= {"fifteen": {"15"}, "twenty": {"20"}, "thirty": {"30"}, "forty": {"40"}}
 COUNTERS = {"1", "2"}
 SPECIAL_TO_THE_PAGE = set("{}@|")  # its translator would take them for its own
 
@@ -35,6 +42,22 @@ def wrong_numbers(english: str, translated: str) -> set[str]:
     asked, given = set(NUMBER.findall(english)), set(NUMBER.findall(translated))
     in_words = set().union(*(digits for word, digits in WORDS.items() if word in english.lower()))
     return (asked - given) | (given - asked - in_words - COUNTERS)
+
+
+def shape(page: str) -> list[str]:
+    """Say what each line of a help page is."""
+    kinds, code = [], False
+    for line in page.splitlines():
+        fence = line.startswith("```")
+        code ^= fence
+        if fence or code:
+            kinds.append("code")
+        elif line.startswith("|"):
+            kinds.append(f"row of {line.count('|') - 1}")
+        else:
+            mark = re.match(r"#+ |- |!\[", line)
+            kinds.append(mark[0] if mark else "text" if line else "")
+    return kinds
 
 
 @pytest.fixture
@@ -95,3 +118,25 @@ def test_the_page_speaks_the_users_language(page, speak, canvas, locale):
         node.evaluate("(node) => app.canvas.centerOnNode(node)")
         page.page.get_by_text(said["display_name"], exact=True).first.wait_for(timeout=10000)
         page.page.get_by_text(label, exact=True).first.wait_for(timeout=10000)
+
+
+@pytest.mark.parametrize("locale", TRANSLATIONS)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_help_page_says_line_by_line_what_the_english_one_says(name, locale):
+    english = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    translated = (DOCS / name / f"{locale}.md").read_text(encoding="utf-8")
+    assert shape(translated) == shape(english)
+    assert translated.startswith(f"# {read(locale)[name]['display_name']}\n")
+    lines = list(zip(english.splitlines(), translated.splitlines()))
+    assert [theirs for ours, theirs in lines if wrong_numbers(ours, theirs)] == []
+    assert [theirs for _, theirs in lines if ENGLISH_SENTENCE.search(PROMPT.sub("", theirs))] == []
+    assert re.findall(r"\]\((.*?)\)", translated) == re.findall(r"\]\((.*?)\)", english)
+
+
+def test_the_page_shows_the_help_of_the_users_language(page, speak):
+    speak("zh")
+    page.load_template("train_lora")
+    page.find("TrainTrain_BucketImages").evaluate("(node) => app.canvas.selectNode(node)")
+    page.page.get_by_test_id("info-button").click()
+    title = read("zh")["TrainTrain_BucketImages"]["display_name"]
+    page.page.get_by_role("heading", name=title, level=1).wait_for(timeout=10000)
