@@ -15,6 +15,8 @@ PAGES = sorted(path.stem for path in DOCS.glob("TrainTrain_*.md"))
 THEIR_SCRIPT = re.compile("[ぁ-ヿ一-鿿]")
 ENGLISH_SENTENCE = re.compile(r"(?:\b[a-z']{2,} ){3,}[a-z']{2,}")
 PROMPT = re.compile(r"\*[^*]+\*|`[^`]+`")  # what is typed stays English
+# Markdown does not end bold type between a bracket and a letter, as kana and han are.
+STUCK = re.compile(r"\*\*[^*]+[^\w*]\*\*(?=\w)")
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
 # What English writes as words stands in digits elsewhere; counters make "a picture" one picture.
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten".split()
@@ -58,6 +60,11 @@ def shape(page: str) -> list[str]:
             mark = re.match(r"#+ |- |!\[", line)
             kinds.append(mark[0] if mark else "text" if line else "")
     return kinds
+
+
+def bold(line: str) -> list[str]:
+    """Return the bold parts of a line, each with the character behind it."""
+    return [match[0] for match in re.finditer(r"\*\*.+?\*\*.?", line)]
 
 
 @pytest.fixture
@@ -130,6 +137,7 @@ def test_a_help_page_says_line_by_line_what_the_english_one_says(name, locale):
     lines = list(zip(english.splitlines(), translated.splitlines()))
     assert [theirs for ours, theirs in lines if wrong_numbers(ours, theirs)] == []
     assert [theirs for _, theirs in lines if ENGLISH_SENTENCE.search(PROMPT.sub("", theirs))] == []
+    assert [theirs for _, theirs in lines if any(STUCK.match(span) for span in bold(theirs))] == []
     assert re.findall(r"\]\((.*?)\)", translated) == re.findall(r"\]\((.*?)\)", english)
 
 
