@@ -40,6 +40,7 @@ class TrainingProgress:
         self._bar = comfy.utils.ProgressBar(steps, node_id=self._node_id)
         self._curve, self._last_losses = LossCurve(), deque(maxlen=SMOOTHING)
         self._figures: dict[str, Any] = {"step": 0}
+        self._highest_rate = 0.0
         self._started = self._last_event = time.monotonic()
         self._done = 0
 
@@ -87,6 +88,7 @@ class TrainingProgress:
     def _add(self, step: int, loss: float, learning_rate: float) -> None:
         self._curve.add(loss)
         self._last_losses.append(loss)
+        self._highest_rate = max(self._highest_rate, learning_rate)
         self._figures = {"step": step, "loss": loss, "learning_rate": learning_rate}
 
     def _send(self, event: str) -> None:
@@ -99,6 +101,7 @@ class TrainingProgress:
             "steps": self._steps,
             **self._figures,
             **self._pace(),
+            "highest_learning_rate": self._highest_rate,
             "curve": self._curve.points(),
             "samples": self._results.samples(),
         }

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from browser import BLANK, ComfyPage, Node
+from pack.tools.page import BLANK, ComfyPage, Node
 from pack.tools.shapes import pictures
 from pack.trainer.files import load_lora
 

@@ -203,5 +203,5 @@ def _companion(spec: list) -> list[str]:
 def _extra_height(kind: str) -> int:
     """Return the pixels for what a node shows beside its widgets."""
     if kind.startswith("TrainTrain_Train") and kind != "TrainTrain_TrainingSettings":
-        return 300  # the chart and a button
+        return 400  # a button, the chart, and samples where Preview Settings is wired
     return EXTRA_HEIGHTS.get(kind, 0)

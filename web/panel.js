@@ -35,8 +35,8 @@ export class TrainingPanel {
         const line = make("div", "line", {}, this.#figures, this.#log);
         this.#setHeight = addElement(node, "training", make("div", "training", {}, line, this.#chart, this.#samples));
         new ResizeObserver(() => this.#drawChart()).observe(this.#chart);
-        after(node, "onConfigure", () => this.#draw(true));
-        this.#draw(true);
+        after(node, "onConfigure", () => this.#draw());
+        this.#draw();
     }
 
     // Takes in what the server tells of a training.
@@ -65,11 +65,11 @@ export class TrainingPanel {
         return this.#runs.at(-1);
     }
 
-    #draw(isNew = false) {
+    #draw() {
         this.#figures.textContent = this.#run ? describe(this.#run, this.running) : t("trainingIdle");
         this.#drawChart();
         this.#drawSample();
-        this.#setHeight(HEIGHTS.chart + (this.#run?.samples.length ? HEIGHTS.samples : 0), isNew);
+        this.#setHeight(HEIGHTS.chart + (this.#run?.samples.length ? HEIGHTS.samples : 0), true); // grows where it must
     }
 
     #drawChart() {
@@ -78,7 +78,8 @@ export class TrainingPanel {
         const runs = now ? [{ ...now, kind: "now" }, ...this.#wired(), ...before.reverse()] : [];
         this.#log.classList.toggle("traintrain-on", Boolean(this.#data.logarithmic));
         this.#log.hidden = !now;
-        drawChart(this.#chart, runs, this.#data.logarithmic);
+        const named = runs.map((run) => ({ ...run, name: [run.name, run.highest_learning_rate?.toExponential(1)].filter(Boolean).join(" · ") }));
+        drawChart(this.#chart, named, this.#data.logarithmic);
     }
 
     // The run of the training whose LoRA this one takes, such as a copy machine: two passes in one chart.

@@ -1,0 +1,150 @@
+"""Takes the pictures of the help pages and of the README from ComfyUI's page, with the demonstration model.
+
+    python -m tools.screenshots --comfyui .host/ComfyUI --base .host/base
+
+Asks for playwright and a Chromium, as the tests do. Trains for about two minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from .base_folder import forget_trainings
+from .browser import find_browser
+from .host import ROOT
+from .page import BLANK, OPTIONS, ComfyPage, Node
+from .server import Server
+from .shapes import pairs, pictures
+
+HELP = ROOT / "web" / "docs" / "images"
+README = ROOT / "docs"
+COLOURS = 128  # of a PNG: a page has few, and the files stay small
+# Where each node is to be seen with something in it; the others stand alone.
+IN_TEMPLATES = {
+    "copy_machine_difference": ["TrainCopyMachine", "TrainDifference"],
+    "addift": ["TrainADDifT"],
+    "ileco_erase": ["TrainILECO"],
+}
+IN_TRAINING = [
+    "LoadImageFolder",
+    "BucketImages",
+    "TrainingSettings",
+    "SaveLoRA",
+    "PlotLoss",
+]
+ALONE = {"LoadImagePairs": {"folder": "."}, "EncodedTrainingImages": {}, "LoadLoRA": {}, "LoRANetwork": {}}
+LATE = (
+    "() => recorded.some(({ name, detail }) => name === 'traintrain.step' && detail.steps === 300 && detail.step > 210)"
+)
+ADD_PREVIEW = """() => {
+    const [training] = findNodes("TrainTrain_TrainLoRA").map(({ node }) => node);
+    const [loader] = findNodes("CheckpointLoaderSimple").map(({ node }) => node);
+    const add = (kind, x, y) => {
+        const node = LiteGraph.createNode(kind);
+        app.rootGraph.add(node);
+        node.pos = [training.pos[0] + x, training.pos[1] + y];
+        return node;
+    };
+    const preview = add("TrainTrain_PreviewSettings", -360, 1100);
+    ["a purple star on a white background", ""].forEach((text, slot) => {
+        const prompt = add("CLIPTextEncode", -820, 1100 + 220 * slot);
+        prompt.widgets[0].value = text;
+        loader.connect(1, prompt, 0);
+        prompt.connect(0, preview, slot);
+    });
+    loader.connect(2, preview, "vae");
+    preview.connect(0, training, "preview");
+}"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", type=Path, required=True)
+    parser.add_argument("--base", type=Path, required=True)
+    options = parser.parse_args()
+    from playwright.sync_api import sync_playwright
+
+    program = find_browser(Path(sys.executable))
+    pictures.write(options.base / "input" / "purple_star")
+    pairs.write(options.base / "input")
+    with Server(options.comfyui.resolve(), options.base.resolve()) as server, sync_playwright() as playwright:
+        with playwright.chromium.launch(executable_path=program, args=OPTIONS) as browser:
+            window = browser.new_context(viewport={"width": 1800, "height": 1400}, device_scale_factor=1.5)
+            page = ComfyPage(window.new_page(), server, "nodes 2.0")
+            take_training(page)
+            take_templates(page)
+            take_alone(page)
+
+
+def take_training(page: ComfyPage) -> None:
+    """Train the first template with samples on the way, and take its nodes as they are then."""
+    forget_trainings(page.server.base)
+    page.load_template("train_lora")
+    page.evaluate(ADD_PREVIEW)
+    page.find("TrainTrain_PreviewSettings").set(every=100, width=64, height=64, cfg=4.0, seed=3)
+    training = page.find("TrainTrain_TrainLoRA").set(learning_rate=1e-3, steps=150)
+    page.run(timeout=400)  # an earlier run, for the chart
+    training.set(learning_rate=2e-3, steps=300)
+    prompt = page.queue()
+    page.wait_for(LATE, timeout=400)
+    take_node(page, training, HELP / "TrainLoRA.png")
+    page.wait_until_done(prompt, timeout=400)
+    take_page(page, README / "page.jpg")
+    for name in (*IN_TRAINING, "PreviewSettings"):
+        take_node(page, page.find(f"TrainTrain_{name}"), HELP / f"{name}.png")
+
+
+def take_page(page: ComfyPage, path: Path) -> None:
+    """Take a picture of the page, from the pictures that go in to the samples that come out, at 60 %."""
+    page.evaluate(
+        """() => {
+            const [bucket] = findNodes("TrainTrain_BucketImages").map(({ node }) => node);
+            const { ds } = app.canvas;
+            ds.scale = 0.6;
+            ds.offset = [130 - bucket.pos[0], 190 - bucket.pos[1]];
+            app.canvas.setDirty(true, true);
+        }"""
+    )
+    page.page.wait_for_timeout(5000)  # the message that the run has ended goes away
+    page.page.screenshot(path=path, type="jpeg", quality=85, clip={"x": 0, "y": 0, "width": 1800, "height": 1000})
+
+
+def take_templates(page: ComfyPage) -> None:
+    for template, names in IN_TEMPLATES.items():
+        page.load_template(template)
+        for name in names:
+            take_node(page, page.find_all(f"TrainTrain_{name}")[0], HELP / f"{name}.png")
+
+
+def take_alone(page: ComfyPage) -> None:
+    for name, values in ALONE.items():
+        page.load(BLANK)
+        page.evaluate("(kind) => app.rootGraph.add(LiteGraph.createNode(kind))", f"TrainTrain_{name}")
+        take_node(page, page.find(f"TrainTrain_{name}").set(**values), HELP / f"{name}.png")
+
+
+def take_node(page: ComfyPage, node: Node, path: Path) -> None:
+    """Take a picture of one node at 100 %."""
+    node.evaluate(
+        """(node) => {
+            const { ds } = app.canvas;
+            ds.scale = 1;
+            ds.offset = [400 - node.pos[0], 200 - node.pos[1]];
+            app.canvas.deselectAll?.();
+            app.canvas.setDirty(true, true);
+        }"""
+    )
+    page.page.wait_for_timeout(1000)
+    shot = page.page.locator(f'[data-node-id="{node.path}"]').screenshot()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+    print(path.relative_to(ROOT), path.stat().st_size // 1024, "kB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
