@@ -6,6 +6,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from . import host
+from .inputs import seed_input, size_inputs
 
 Preview = io.Custom("TRAINTRAIN_PREVIEW")  # a host.Preview
 
@@ -30,8 +31,7 @@ class PreviewSettings(io.ComfyNode):
                     max=1_000_000,
                     tooltip="Training steps between samples. 50 to 200 suit most: a sample takes as long as several steps.",
                 ),
-                _side_input("width"),
-                _side_input("height"),
+                *size_inputs("Pixels of a sample: 512 for SD1.5, 1024 for SDXL and later. Smaller is faster."),
                 io.Int.Input(
                     "steps", default=20, min=1, max=10000, tooltip="Sampling steps. 12 to 20 are enough to judge by."
                 ),
@@ -49,14 +49,7 @@ class PreviewSettings(io.ComfyNode):
                 io.Combo.Input(
                     "scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="normal", tooltip="As in the KSampler."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=False,
-                    tooltip="Of the noise the samples start from: always the same one, so that they can be compared.",
-                ),
+                seed_input("Of the noise the samples start from: always the same one, so that they can be compared."),
             ],
             outputs=[Preview.Output("preview", tooltip="Goes into the training node.")],
         )
@@ -64,14 +57,3 @@ class PreviewSettings(io.ComfyNode):
     @classmethod
     def execute(cls, **settings) -> io.NodeOutput:
         return io.NodeOutput(host.Preview(**settings))
-
-
-def _side_input(name: str) -> io.Input:
-    return io.Int.Input(
-        name,
-        default=512,
-        min=16,
-        max=8192,
-        step=8,
-        tooltip="Pixels of a sample: 512 for SD1.5, 1024 for SDXL and later. Smaller is faster.",
-    )

@@ -14,6 +14,7 @@ from ..trainer.methods.denoise import Denoise
 from ..trainer.methods.ileco import ILECO
 from . import host
 from .images import TrainingImages
+from .inputs import size_inputs
 from .training import (
     HIDDEN,
     TrainingNode,
@@ -101,8 +102,9 @@ class TrainILECO(TrainingNode, io.ComfyNode):
                     "target",
                     tooltip="What it acts like from now on; an empty prompt erases. One for all originals, or one for each in order.",
                 ),
-                _side_input("width"),
-                _side_input("height"),
+                *size_inputs(
+                    "Pixels of the pictures it is trained for: 512 for SD1.5, 1024 for SDXL and later. Smaller is faster."
+                ),
                 *training_inputs(presets.ILECO, "300 to 500.", "5e-4 is usual, 1e-4 to 1e-3 the range."),
                 io.Int.Input(
                     "denoise_steps",
@@ -153,17 +155,6 @@ class TrainILECO(TrainingNode, io.ComfyNode):
         preserved = host.read_conditioning(preserve) if preserve else []
         method = ILECO(pairs, preserved, host.latent_shape(model, width, height), denoise_steps, guidance, config)
         return host.Training(model, network, config, method, {METHOD: "iLECO"}, lora=lora)
-
-
-def _side_input(name: str) -> io.Input:
-    return io.Int.Input(
-        name,
-        default=512,
-        min=16,
-        max=8192,
-        step=8,
-        tooltip="Pixels of the pictures it is trained for: 512 for SD1.5, 1024 for SDXL and later. Smaller is faster.",
-    )
 
 
 def _encode_examples(

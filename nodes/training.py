@@ -14,6 +14,7 @@ from ..trainer.data import TrainingExample
 from ..trainer.presets import Preset
 from . import host, stopping
 from .files import LoRAModel
+from .inputs import seed_input
 from .preview import Preview
 from .progress import TrainingProgress
 from .results import TrainingResults, state_of
@@ -55,14 +56,7 @@ def training_inputs(
             round=False,
             tooltip=f"Size of each update. {good_learning_rate} Lower if pictures come out burnt, higher if nothing is learned.",
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=2**63 - 1,
-            control_after_generate=False,
-            tooltip="Of everything random. The same seed gives the same LoRA.",
-        ),
+        seed_input("Of everything random. The same seed gives the same LoRA."),
         Network.Input(
             "network",
             optional=True,

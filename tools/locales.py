@@ -7,13 +7,11 @@ Asks a running ComfyUI for the nodes. The other languages beside it are written 
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from .host import ROOT
-from .server import Server
+from .server import server_of_arguments
 
 LOCALES = ROOT / "locales"
 NODE_DEFS = "nodeDefs.json"
@@ -55,11 +53,7 @@ def _tooltip(options: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True)
-    parser.add_argument("--base", type=Path, required=True)
-    options = parser.parse_args()
-    with Server(options.comfyui.resolve(), options.base.resolve()) as server:
+    with server_of_arguments(__doc__) as server:
         object_info = server.get("/object_info")
     path = LOCALES / "en" / NODE_DEFS
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ Asks for playwright and a Chromium, as the tests do. Trains for about two minute
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from .base_folder import forget_trainings
 from .browser import find_browser
 from .host import ROOT
 from .page import BLANK, OPTIONS, ComfyPage, Node
-from .server import Server
+from .server import server_of_arguments
 from .shapes import pairs, pictures
 
 HELP = ROOT / "web" / "docs" / "images"
@@ -63,16 +62,12 @@ ADD_PREVIEW = """() => {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True)
-    parser.add_argument("--base", type=Path, required=True)
-    options = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
     program = find_browser(Path(sys.executable))
-    pictures.write(options.base / "input" / "purple_star")
-    pairs.write(options.base / "input")
-    with Server(options.comfyui.resolve(), options.base.resolve()) as server, sync_playwright() as playwright:
+    with server_of_arguments(__doc__) as server, sync_playwright() as playwright:
+        pictures.write(server.base / "input" / "purple_star")
+        pairs.write(server.base / "input")
         with playwright.chromium.launch(executable_path=program, args=OPTIONS) as browser:
             window = browser.new_context(viewport={"width": 1800, "height": 1400}, device_scale_factor=1.5)
             page = ComfyPage(window.new_page(), server, "nodes 2.0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import socket
@@ -149,6 +150,15 @@ class Server:
             return error.code, error.read()
         except OSError as error:
             raise self.lost() from error
+
+
+def server_of_arguments(description: str) -> Server:
+    """Return the server that the command line names, by --comfyui and --base, for a tool that takes nothing else."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", type=Path, required=True)
+    parser.add_argument("--base", type=Path, required=True)
+    options = parser.parse_args()
+    return Server(options.comfyui.resolve(), options.base.resolve())
 
 
 def _free_port() -> int:

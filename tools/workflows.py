@@ -7,9 +7,6 @@ Asks a running ComfyUI for the order of each node's inputs, so the files fit the
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 from .graph import Graph
 from .host import ROOT
 from .parts import (
@@ -27,7 +24,7 @@ from .parts import (
     train_addift,
     train_ileco,
 )
-from .server import Server
+from .server import server_of_arguments
 from .train_and_compare import train_and_compare, write
 
 EXAMPLES, BLUEPRINTS = ROOT / "example_workflows", ROOT / "subgraphs"
@@ -184,11 +181,7 @@ GRAPHS = [train_lora, train_lora_sdxl, ileco_replace, ileco_erase, copy_machine_
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True)
-    parser.add_argument("--base", type=Path, required=True)
-    options = parser.parse_args()
-    with Server(options.comfyui.resolve(), options.base.resolve()) as server:
+    with server_of_arguments(__doc__) as server:
         object_info = server.get("/object_info")
     for build in GRAPHS:
         graph = Graph(object_info)
