@@ -106,7 +106,9 @@ def take_page(page: ComfyPage, path: Path) -> None:
         }"""
     )
     page.page.wait_for_timeout(5000)  # the message that the run has ended goes away
-    page.page.screenshot(path=path, type="jpeg", quality=85, clip={"x": 0, "y": 0, "width": 1800, "height": 1000})
+    page.page.screenshot(
+        path=path, type="jpeg", quality=85, scale="css", clip={"x": 0, "y": 0, "width": 1800, "height": 1000}
+    )
 
 
 def take_templates(page: ComfyPage) -> None:

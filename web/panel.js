@@ -78,7 +78,7 @@ export class TrainingPanel {
         const runs = now ? [{ ...now, kind: "now" }, ...this.#wired(), ...before.reverse()] : [];
         this.#log.classList.toggle("traintrain-on", Boolean(this.#data.logarithmic));
         this.#log.hidden = !now;
-        const named = runs.map((run) => ({ ...run, name: [run.name, run.highest_learning_rate?.toExponential(1)].filter(Boolean).join(" · ") }));
+        const named = runs.map((run) => ({ ...run, name: [run.name, rate(run.highest_learning_rate)].filter(Boolean).join(" · ") }));
         drawChart(this.#chart, named, this.#data.logarithmic);
     }
 
@@ -121,10 +121,14 @@ function readRuns(node) {
 
 function describe(run, running) {
     const loss = (run.smoothed_loss ?? run.loss)?.toPrecision(3);
-    const values = { ...run, loss, rate: run.learning_rate?.toExponential(1), seconds: duration(run.seconds) };
+    const values = { ...run, loss, rate: rate(run.learning_rate), seconds: duration(run.seconds) };
     if (running) return t("trainingRuns", { ...values, pace: pace(run.steps_per_second), left: duration(run.seconds_left) });
     if (!run.step) return t("trainingNothing");
     return t(run.step < run.steps ? "trainingStopped" : run.seconds ? "trainingDone" : "trainingRecalled", values);
+}
+
+function rate(learningRate) {
+    return learningRate?.toExponential(1).replace("-", "\u2011"); // a hyphen at which no line breaks
 }
 
 function pace(speed) {
