@@ -127,12 +127,21 @@ def test_a_preview_is_no_part_of_what_is_trained(ileco, monkeypatch):
     ileco(every=3)  # taken from disk
 
 
-def test_too_little_memory_for_samples_ends_the_samples_and_not_the_training(ileco, shapes, output_folder, caplog):
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (torch.cuda.OutOfMemoryError("no memory"), "too little memory for them, so make them smaller"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "without samples: mat1 and mat2 shapes"),
+    ],
+)
+def test_what_fails_in_a_sample_ends_the_samples_and_not_the_training(
+    ileco, shapes, output_folder, caplog, error, reason
+):
     calls = []
 
     def decode(samples):
         calls.append(samples)
-        raise torch.cuda.OutOfMemoryError("no memory")
+        raise error
 
     shapes[2].decode = decode
     try:
@@ -140,7 +149,7 @@ def test_too_little_memory_for_samples_ends_the_samples_and_not_the_training(ile
     finally:
         del shapes[2].decode
     assert len(loss["loss"]) == 4 and len(calls) == 1 and samples_of(output_folder) == []
-    assert "too little memory for samples" in caplog.text
+    assert reason in caplog.text
 
 
 def test_cancelling_while_a_sample_is_made_keeps_the_lora_and_the_model(ileco, sampled, shapes, output_folder):

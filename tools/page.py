@@ -166,10 +166,6 @@ class ComfyPage:
             }"""
         )
 
-    def look(self, name: str) -> None:
-        """Write a picture of the page to the temporary folder, for a person who mends a test."""
-        self.page.screenshot(path=f"/tmp/{name}.png")
-
     def our_errors(self) -> list[str]:
         """Return the errors that come from the pack."""
         return [error for error in self.errors if OURS in error.lower() and not NO_TRANSLATION.search(error)]

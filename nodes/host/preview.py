@@ -51,14 +51,16 @@ class Previewer:
         self._latent = torch.zeros(1, *latent_shape(patcher, preview.width, preview.height))
         self._preview, self._patcher, self._network = preview, patcher, network
         self._without: torch.Tensor | None = None
-        self._fits = True
+        self._works = True
 
     def is_due(self, step: int) -> bool:
         """Tell whether samples are wanted after a step."""
-        return self._fits and step % self._preview.every == 0
+        return self._works and step % self._preview.every == 0
 
     def sample(self, as_used: Callable[[], ContextManager]) -> torch.Tensor | None:
-        """Return both samples side by side, (H, 2W, 3) in [0, 1]; None, from now on, where memory is too small for them.
+        """Return both samples side by side, (H, 2W, 3) in [0, 1]; None, from now on, where that fails.
+
+        A training of hours shall not end for a sample.
 
         as_used: runs a block with the LoRA as it is to be used
         """
@@ -69,9 +71,10 @@ class Previewer:
             with as_used(), self._network.scaled(1.0):
                 return torch.cat([self._without, self._sample()], dim=1)
         except Exception as error:
-            comfy.model_management.raise_non_oom(error)
-            logger.warning("There is too little memory for samples: the training goes on without. Make them smaller.")
-            self._fits = False
+            too_large = comfy.model_management.is_oom(error)
+            reason = "there is too little memory for them, so make them smaller" if too_large else error
+            logger.warning("The training goes on without samples: %s.", reason)
+            self._works = False
             return None
 
     def _sample(self) -> torch.Tensor:
