@@ -25,7 +25,7 @@ def fingerprint(inputs: dict[str, Any], prompt: Prompt, node_id: str) -> str:
     Pictures, prompts and LoRAs count by their content; models by their files and by the nodes they came through.
     """
     digest = hashlib.sha256(_graph(prompt, node_id, {}).encode())
-    _add(digest, {name: value for name, value in inputs.items() if name not in WATCHING})
+    _add(digest, inputs)
     return digest.hexdigest()[:16]
 
 

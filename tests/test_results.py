@@ -202,6 +202,8 @@ def test_a_fingerprint_tells_what_matters_from_what_does_not():
     assert fingerprint({"steps": 3, "image": torch.zeros(2, 2)}, titled, "2") == base
     renumbered = {"7": PROMPT["1"], "9": {**PROMPT["2"], "inputs": {**PROMPT["2"]["inputs"], "model": ["7", 0]}}}
     assert fingerprint({"steps": 3, "image": torch.zeros(2, 2)}, renumbered, "9") == base
+    watched = {**PROMPT, "2": {**PROMPT["2"], "inputs": {**PROMPT["2"]["inputs"], "preview": ["4", 0]}}}
+    assert fingerprint({"steps": 3, "image": torch.zeros(2, 2)}, watched, "2") == base
     other_model = {**PROMPT, "1": {**PROMPT["1"], "inputs": {"ckpt_name": "other.safetensors"}}}
     changed = [
         fingerprint({"steps": 4, "image": torch.zeros(2, 2)}, PROMPT, "2"),
