@@ -39,6 +39,7 @@ class TrainingProgress:
         self._workflow = ((getattr(node.hidden, "extra_pnginfo", None) or {}).get("workflow") or {}).get("id")
         self._bar = comfy.utils.ProgressBar(steps, node_id=self._node_id)
         self._curve, self._last_losses = LossCurve(), deque(maxlen=SMOOTHING)
+        self._samples: list[dict[str, Any]] = []
         self._figures: dict[str, Any] = {"step": 0}
         self._highest_rate = 0.0
         self._started = self._last_event = time.monotonic()
@@ -69,6 +70,7 @@ class TrainingProgress:
     def show(self, step: int, samples: torch.Tensor) -> None:
         """Keep samples and show them."""
         self._results.keep_samples(step, samples)
+        self._find_samples()
         self._send(STEP)
 
     def end(self) -> None:
@@ -84,6 +86,11 @@ class TrainingProgress:
     def _take_in(self, history: History) -> None:
         for step, (loss, rate) in enumerate(zip(history.losses, history.learning_rates), 1):
             self._add(step, loss, rate)
+        self._find_samples()
+
+    def _find_samples(self) -> None:
+        """Look for the samples of the steps that are done; later ones are of a training whose LoRA is gone."""
+        self._samples = [sample for sample in self._results.samples() if sample["step"] <= self._figures["step"]]
 
     def _add(self, step: int, loss: float, learning_rate: float) -> None:
         self._curve.add(loss)
@@ -103,7 +110,7 @@ class TrainingProgress:
             **self._pace(),
             "highest_learning_rate": self._highest_rate,
             "curve": self._curve.points(),
-            "samples": self._results.samples(),
+            "samples": self._samples,
         }
         if self._last_losses:
             message["smoothed_loss"] = sum(self._last_losses) / len(self._last_losses)

@@ -8,12 +8,13 @@ import comfy.sample
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
-from pack.nodes import host
+from pack.nodes import host, progress
 from pack.nodes.difference import TrainCopyMachine, TrainDifference
 from pack.nodes.preview import PreviewSettings
 from pack.nodes.train import TrainILECO
 from pack.tools.shapes.train import pixels
 from pack.tools.shapes.world import Scene
+from pack.trainer.history import History
 from PIL import Image
 
 SAMPLING = {"steps": 3, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "seed": 11}
@@ -168,3 +169,16 @@ def test_a_size_that_cannot_be_sampled_is_refused_before_the_training(ileco, out
     with pytest.raises(ValueError, match="60x60.*multiples of 8"):
         ileco(size=60)
     assert not (output_folder / "loras").exists()
+
+
+def test_samples_of_a_training_that_is_gone_are_not_shown():
+    """Its files may still be there when the same is trained anew."""
+    files = [{"step": step, "filename": f"{step}.jpg", "subfolder": "x"} for step in (2, 4)]
+    node = SimpleNamespace(hidden=SimpleNamespace(unique_id="77", prompt={}, extra_pnginfo=None))
+    results = SimpleNamespace(fingerprint="f", name="n", samples=lambda: files, keep_samples=lambda *_: None)
+    shown = progress.TrainingProgress(node, 4, results)
+    shown.begin(1, 1, [], History([1.0, 1.0], [0.1, 0.1]))
+    shown.show(2, torch.zeros(1))
+    assert [sample["step"] for sample in progress._shown[None, "77"]["samples"]] == [2]
+    shown.recall(History([1.0] * 4, [0.1] * 4))
+    assert [sample["step"] for sample in progress._shown[None, "77"]["samples"]] == [2, 4]

@@ -2,7 +2,7 @@
 
     python -m tools.screenshots --comfyui .host/ComfyUI --base .host/base
 
-Asks for playwright and a Chromium, as the tests do. Trains for about two minutes.
+Asks for playwright and a Chromium, as the tests do. Trains 450 steps.
 """
 
 from __future__ import annotations
