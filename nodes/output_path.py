@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import folder_paths
+
+LONGEST_NAME = 200  # bytes of a folder's or file's name; file systems take 255, and a number or a step may be added
+# What no file may be called on Windows, or what means something else there: \ and : lead elsewhere, CON is the console.
+_FORBIDDEN = re.compile(r'[\x00-\x1f\ud800-\udfff<>:"|?*\\]')
+_RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d¹²³])(\..*)?", re.IGNORECASE)
 
 
 def output_path(folder: str, name: str, ending: str, overwrite: bool) -> Path:
     """Return the file to write for a name, inside output/<folder> whatever the name says; a free one if not to overwrite."""
     root = Path(folder_paths.get_output_directory(), folder).resolve()
-    name = name.strip().removesuffix(ending)
-    path = (root / f"{name}{ending}").resolve()
-    if not name or "\0" in name or ":" in name or "\\" in name or root not in path.parents:
+    given, name = name, name.strip().removesuffix(ending)
+    path = None if _FORBIDDEN.search(name) else _path_of(root, f"{name}{ending}")
+    if path is None or not all(map(_is_name, name.split("/"))):
         raise ValueError(
-            f"{name!r} is no name for a file in {root}: give a plain name, or one with folders inside it as in style/my_lora."
+            f"{given[:LONGEST_NAME]!r} is no name for a file in {root}: give a plain name that every system takes, or one "
+            "with folders inside it as in style/my_lora."
         )
     number = 1
     while path.exists() and not overwrite:
         number += 1
         path = path.with_name(f"{Path(name).name}_{number}{ending}")
     return path
+
+
+def _path_of(root: Path, name: str) -> Path | None:
+    """Return the file of a name inside a folder, links followed; None where that is not inside."""
+    path = Path(root, name).resolve() if len(name) < 4000 else root
+    return path if root in path.parents else None
+
+
+def _is_name(part: str) -> bool:
+    """Tell whether a part of a path means the same on every system."""
+    if part in (".", ".."):  # where those lead is seen when the path is resolved
+        return True
+    fits = 0 < len(part.encode()) <= LONGEST_NAME and part == part.rstrip(". ")
+    return fits and not _RESERVED.fullmatch(part)

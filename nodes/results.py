@@ -16,7 +16,6 @@ from typing import Any
 import folder_paths
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 
 from ..trainer.files import LoRAWeights, file_metadata, load_lora, save_lora, whole_file
 from ..trainer.history import History
@@ -29,6 +28,7 @@ FOLDER = "loras/trained"
 LORAS_KEPT, STATES_KEPT = 20, 3
 SMOOTHING = 25  # steps, of the table's last column
 TRAINING, STEP = "traintrain_training", "traintrain_step"  # metadata: the fingerprint, and the steps that are done
+LONGEST_NAME = 50  # letters of a name that are kept in those of files here; a letter is up to four bytes
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class TrainingResults:
         self._saving = _save_inputs(prompt, node.hidden.unique_id)
         self.name = self._saving.get("name") or node.__name__.removeprefix("Train")
         self._steps = inputs["steps"][0] if isinstance(inputs["steps"], list) else inputs["steps"]
+        if "name" in self._saving:
+            self._milestone(self._steps)  # a name that is none is to be said before the training, not after it
 
     def recall(self) -> tuple[LoRAWeights, History] | None:
         """Return the LoRA and the history of a training that has finished before, if they are still there."""
@@ -76,7 +78,7 @@ class TrainingResults:
         if step < self._steps:
             logger.info("Step %d of %d of the training is kept in %s", step, self._steps, path)
         if milestone:
-            path = output_path("loras", f"{self.name}_{step}steps", ".safetensors", overwrite=False)
+            path = self._milestone(step)
             precision = self._saving.get("save_precision", "fp16")
             save_lora(path, lora, precision, 1.0, file_metadata(lora, path.stem, {}))
 
@@ -93,24 +95,31 @@ class TrainingResults:
             {"step": int(file.stem.rpartition("_")[2]), "filename": file.name, "subfolder": FOLDER} for file in files
         ]
 
+    def _milestone(self, step: int) -> Path:
+        return output_path("loras", f"{self.name}_{step}steps", ".safetensors", overwrite=False)
+
     def _path(self, ending: str) -> Path:
-        stem = re.sub(r"[^\w.-]", "_", Path(self.name).name)
+        stem = re.sub(r"[^\w.-]", "_", Path(self.name).name)[:LONGEST_NAME]
         return _folder() / f"{stem}_{self.fingerprint}{ending}"
 
 
 def state_of(lora: dict[str, torch.Tensor]) -> State | None:
     """Return the state that belongs to a LoRA, if it is still on disk."""
     labels = {key: getattr(lora, "metadata", {}).get(key) for key in (TRAINING, STEP)}
-    return _load_state(labels) if all(labels.values()) else None
+    # A file of anyone's making may call its training *, or ../../elsewhere.
+    is_ours = all(labels.values()) and re.fullmatch("[0-9a-f]{16}", labels[TRAINING])
+    return _load_state(labels) if is_ours else None
 
 
 def _load_state(labels: dict[str, str]) -> State | None:
     for path in _folder().glob(f"*_{labels[TRAINING]}.state"):
         if labels.items() <= read_labels(path).items():
             try:
-                return load_state(path)
-            except (OSError, SafetensorError) as error:
-                logger.warning("%s cannot be read (%s): the training starts without it.", path, error)
+                state = load_state(path)
+                if isinstance(state.get("losses"), list):
+                    return state
+            except (OSError, ValueError) as error:
+                logger.warning("The training starts without its state in %s: %s", path.parent, error)
     return None
 
 
