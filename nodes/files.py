@@ -61,7 +61,8 @@ class SaveLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, lora, name, save_precision, strength, overwrite) -> io.NodeOutput:
         path = output_path("loras", name, ".safetensors", overwrite)
-        workflow = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
+        sent = cls.hidden.extra_pnginfo  # any client sends what it likes
+        workflow = {"prompt": cls.hidden.prompt, **(sent if isinstance(sent, dict) else {})}
         metadata = file_metadata(lora, path.stem, workflow)
         if strength != 1:
             metadata.pop(TRAINING, None)  # the training's state is of the LoRA as it was

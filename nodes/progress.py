@@ -36,7 +36,7 @@ class TrainingProgress:
     def __init__(self, node: type, steps: int, results: TrainingResults) -> None:
         self._node_id, self._steps, self._results = node.hidden.unique_id, steps, results
         self._network_id = _wired_from(node.hidden.prompt or {}, self._node_id, "network")
-        self._workflow = ((getattr(node.hidden, "extra_pnginfo", None) or {}).get("workflow") or {}).get("id")
+        self._workflow = _workflow_id(getattr(node.hidden, "extra_pnginfo", None))
         self._bar = comfy.utils.ProgressBar(steps, node_id=self._node_id)
         self._curve, self._last_losses = LossCurve(), deque(maxlen=SMOOTHING)
         self._samples: list[dict[str, Any]] = []
@@ -144,6 +144,13 @@ def _remember(message: dict[str, Any]) -> None:
 
 def _server() -> PromptServer | None:
     return getattr(PromptServer, "instance", None)  # there is none where nodes are run without a page
+
+
+def _workflow_id(sent: Any) -> str | None:
+    """Return the id of the workflow that was sent along with a prompt. Any client sends what it likes."""
+    workflow = sent.get("workflow") if isinstance(sent, dict) else None
+    name = workflow.get("id") if isinstance(workflow, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _wired_from(prompt: dict[str, dict], node_id: str, name: str) -> str | None:

@@ -40,7 +40,7 @@ async def answer(request: web.Request) -> web.Response:
     """Stop the training of the node that the request names: {"node": "7"}, or "2:7" inside a subgraph."""
     try:
         node_id = (await request.json())["node"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return web.json_response({"error": 'Send {"node": "<id of a training node>"}.'}, status=400)
     if not isinstance(node_id, str) or node_id not in _running:
         return web.json_response({"error": "No training runs on this node."}, status=404)

@@ -73,20 +73,8 @@ def save_lora(
         save_file(saved, part, metadata=metadata)
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to; what is there when the block ends well becomes `path` in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def load_lora(path: Path) -> LoRAWeights:
-    """Read a LoRA file. Raises ValueError for a file that is none."""
+    """Read a LoRA file. Raises ValueError for a file that is none, or that is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}
@@ -97,7 +85,16 @@ def load_lora(path: Path) -> LoRAWeights:
         ) from error
     if not tensors:
         raise ValueError(f"{path.name} holds no tensors: it is not a LoRA.")
-    return LoRAWeights(_with_scale_of_diffusers(tensors, metadata.pop("lora_adapter_metadata", None)), metadata)
+    try:
+        tensors = _with_scale_of_diffusers(tensors, metadata.pop("lora_adapter_metadata", None))
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path.name} says in lora_adapter_metadata what cannot be read ({error}): save it again where it was made."
+        ) from error
+    odd = next((key for key, tensor in tensors.items() if not tensor.float().isfinite().all()), None)
+    if odd is not None:
+        raise ValueError(f"{path.name} is damaged, for {odd} holds values that are no numbers: take another file.")
+    return LoRAWeights(tensors, metadata)
 
 
 def training_metadata(
@@ -209,9 +206,20 @@ def _with_scale_of_diffusers(tensors: dict[str, torch.Tensor], settings: str | N
         if match is None or f"{part}.lora_alpha" not in known:
             return tensor
         of_layers = (known.get(f"{part}.alpha_pattern") or {}).items()
-        alphas = [alpha for end, alpha in of_layers if re.match(rf"(.*\.)?({end})$", layer)]
+        alphas = [alpha for pattern, alpha in of_layers if _names(pattern, layer)]
         alpha = alphas[0] if alphas else known[f"{part}.lora_alpha"]
         rank = tensor.shape[1]
         return tensor * (alpha / (rank**0.5 if known.get(f"{part}.use_rslora") else rank))
 
     return {key: scaled(key, tensor) for key, tensor in tensors.items()}
+
+
+def _names(pattern: str, layer: str) -> bool:
+    """Tell whether a pattern is a layer's name or the end of it; after ^ all of it.
+
+    It may be no other regular expression, as it may in PEFT: one of a stranger's making could search for ever.
+    """
+    name = pattern.removeprefix("^").removesuffix("$").replace(r"\.", ".")
+    if not re.fullmatch(r"[\w.]+", name):
+        raise ValueError(f"the pattern {pattern} is no name of a layer")
+    return layer == name if pattern.startswith("^") else f".{layer}".endswith(f".{name}")

@@ -100,7 +100,7 @@ def _read_value(text: str) -> Any:
         text = text.capitalize()
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: brackets without end
         return text
 
 

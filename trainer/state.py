@@ -34,9 +34,15 @@ def read_labels(path: Path) -> dict[str, str]:
 
 
 def load_state(path: Path) -> State:
-    """Read what save_state wrote. Raises OSError or SafetensorError for a file that is not whole."""
-    with torch.inference_mode(False), safe_open(path, framework="pt") as file:  # an optimizer could not go on with
-        return _unpack(json.loads(file.metadata()["structure"]), file)  # tensors that were made in inference mode
+    """Read what save_state wrote. Raises OSError or ValueError for a file that is not whole."""
+    try:
+        with torch.inference_mode(False), safe_open(path, framework="pt") as file:  # an optimizer could not go on with
+            state = _unpack(json.loads(file.metadata()["structure"]), file)  # tensors that were made in inference mode
+    except (SafetensorError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path.name} is no whole state of a training ({error}): delete it.") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path.name} is no state of a training: delete it.")
+    return state
 
 
 def _pack(value: Any, tensors: list[torch.Tensor]) -> Any:
