@@ -174,7 +174,7 @@ class Picker {
 }
 
 app.registerExtension({
-    name: "TrainTrain.Blocks",
+    name: "traintrain.Blocks",
 
     setup() {
         api.addEventListener("traintrain.network", ({ detail }) => {

@@ -128,7 +128,7 @@ function choose(node) {
 }
 
 app.registerExtension({
-    name: "TrainTrain.Folders",
+    name: "traintrain.Folders",
 
     nodeCreated(node) {
         if (!LOADERS.includes(node.comfyClass)) return;

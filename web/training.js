@@ -37,7 +37,7 @@ async function stop(node) {
 }
 
 app.registerExtension({
-    name: "TrainTrain.Training",
+    name: "traintrain.Training",
 
     setup() {
         for (const event of EVENTS) api.addEventListener(event, ({ detail }) => show(detail));
