@@ -8,8 +8,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Mapping
 
-from ..trainer.files import whole_file
 from ..trainer.history import History, smooth
+from ..trainer.writing import whole_file
 
 COLUMNS = ["run", "step", "loss", "smoothed loss", "learning rate"]
 

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from ..trainer.files import whole_file
 from ..trainer.history import smooth
+from ..trainer.writing import whole_file
 from .loss_table import Runs
 
 LONGEST_NAME = 40  # letters in the legend

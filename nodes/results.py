@@ -17,9 +17,10 @@ import folder_paths
 import torch
 from PIL import Image
 
-from ..trainer.files import LoRAWeights, file_metadata, load_lora, save_lora, whole_file
+from ..trainer.files import LoRAWeights, file_metadata, load_lora, save_lora
 from ..trainer.history import History
 from ..trainer.state import State, load_state, read_labels, save_state
+from ..trainer.writing import whole_file
 from .fingerprint import fingerprint
 from .loss_table import read_table, write_table
 from .output_path import output_path

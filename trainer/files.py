@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import Any, Iterable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +17,7 @@ from safetensors.torch import save_file
 from .config import NetworkConfig, TrainingConfig
 from .schedule import SCHEDULES
 from .settings_text import read_settings
+from .writing import whole_file
 
 METHOD = "traintrain_method"  # metadata: the name of the method
 PICTURE_SIZE = "traintrain_picture_size"  # metadata of what was learned from one picture, as in "512x512"
@@ -57,11 +56,16 @@ class LoRAWeights(dict):
 
 
 def save_lora(
-    path: Path, lora: dict[str, torch.Tensor], precision: str, strength: float, metadata: dict[str, str]
+    path: Path,
+    lora: dict[str, torch.Tensor],
+    precision: str,
+    strength: float,
+    metadata: dict[str, str],
+    overwrite: bool = True,
 ) -> None:
     """Write a LoRA in a precision of PRECISIONS, its effect multiplied by strength.
 
-    The file appears whole under its name or not at all.
+    The file appears whole under its name or not at all. Raises OSError, and NameTaken where it is not to overwrite.
     """
     scaled = {key: _scale(key, tensor, strength) for key, tensor in lora.items()}
     saved = {key: _as_saved(tensor, PRECISIONS[precision]) for key, tensor in scaled.items()}
@@ -69,7 +73,7 @@ def save_lora(
         raise ValueError(
             f"The LoRA has values that {precision} cannot hold: save it in bf16 or fp32, or train at a lower learning rate."
         )
-    with whole_file(path) as part:
+    with whole_file(path, overwrite) as part:
         save_file(saved, part, metadata=metadata)
 
 

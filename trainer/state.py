@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .files import whole_file
+from .writing import whole_file
 
 State = dict[str, Any]  # of numbers, text, tensors, and lists and dicts of them; a tuple comes back as a list
 
