@@ -6,7 +6,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from . import host
-from .inputs import seed_input, size_inputs
+from .inputs import check_values, seed_input, size_inputs
 
 Preview = io.Custom("TRAINTRAIN_PREVIEW")  # a host.Preview
 
@@ -56,4 +56,5 @@ class PreviewSettings(io.ComfyNode):
 
     @classmethod
     def execute(cls, **settings) -> io.NodeOutput:
+        check_values(cls, settings)
         return io.NodeOutput(host.Preview(**settings))

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..trainer.config import ELEMENTS, LOSSES, NETWORK_TYPES, PRECISIONS, NetworkConfig, TrainingConfig
 from ..trainer.optimizer import OPTIMIZERS, check_settings
 from ..trainer.schedule import SCHEDULES
+from .inputs import check_values
 
 Network = io.Custom("TRAINTRAIN_NETWORK")
 Settings = io.Custom("TRAINTRAIN_SETTINGS")
@@ -83,6 +84,7 @@ class LoRANetwork(io.ComfyNode):
 
     @classmethod
     def execute(cls, **settings) -> io.NodeOutput:
+        check_values(cls, settings)
         return io.NodeOutput(NetworkConfig(**settings))
 
 
@@ -225,6 +227,7 @@ class TrainingSettings(io.ComfyNode):
 
     @classmethod
     def execute(cls, **settings) -> io.NodeOutput:
+        check_values(cls, settings)
         config = TrainingConfig(steps=settings["warmup_steps"] + 1, **settings)  # the training node has the steps
         check_settings(config)
         return io.NodeOutput(config)

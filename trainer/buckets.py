@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 Frame = tuple[int, int]  # width, height in pixels
 
+# What the nodes offer at most; what is wired into them may be anything.
+_LIMITS = {"width": 8192, "height": 8192, "step": 8192, "min_length": 8192, "sub_image_num": 64, "repeats": 1000}
 LATENT_PIXELS = 8  # the latent cell of most models; one that needs 16 is checked where the model is known
 
 
@@ -31,6 +33,11 @@ class BucketConfig:
             " (some models ask for 16)"
             for name in ("width", "height", "step", "min_length")
             if getattr(self, name) < LATENT_PIXELS or getattr(self, name) % LATENT_PIXELS
+        ]
+        problems += [
+            f"{name} {getattr(self, name)} must be {most} or less"
+            for name, most in _LIMITS.items()
+            if getattr(self, name) > most
         ]
         if not self.max_ratio >= 1:
             problems.append(f"max_ratio {self.max_ratio} must be at least 1 (longer side / shorter side)")
