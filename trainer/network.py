@@ -164,5 +164,9 @@ def _describe(adapters: dict[str, Adapter]) -> NetworkConfig:
 def _refuse_with_name(name: str, make: Callable[..., T], *arguments: object) -> T:
     try:
         return make(*arguments)
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise ValueError(f"The LoRA cannot be trained on: its layer {name} {error}.") from error
+    except (ArithmeticError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"The LoRA cannot be trained on: the tensors of its layer {name} do not go together ({error})."
+        ) from error

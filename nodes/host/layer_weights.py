@@ -12,7 +12,7 @@ from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter
 from ...trainer.blocks import TEXT_ENCODER
 from ...trainer.network import LayerWeights
 from .denoiser import Patcher
-from .lora import lora_keys
+from .lora import SHOWN, damage_told, lora_keys
 
 # The host's adapters hold their parts in this order; ours have the names of the files.
 _PARTS = {
@@ -27,13 +27,14 @@ _PARTS = {
 def sort_by_layer(patcher: Patcher, clip: Any, lora: dict[str, torch.Tensor]) -> LayerWeights:
     """Return the weights of a LoRA by the names of the layers that they belong to. clip: None where it is not trained.
 
-    Raises ValueError for a LoRA that is of another model, or has parts that are no LoRA, LoHa or LoKr.
+    Raises ValueError for a LoRA that is damaged or of another model, or has parts that are no LoRA, LoHa or LoKr.
     """
     keys = lora_keys(patcher)
     if clip is not None:
         keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
-    lora = comfy.lora_convert.convert_lora(dict(lora))
-    patches = comfy.lora.load_lora(lora, keys, log_missing=False)
+    with damage_told():
+        lora = comfy.lora_convert.convert_lora(dict(lora))
+        patches = comfy.lora.load_lora(lora, keys, log_missing=False)
     odd = sorted(str(key) for key, patch in patches.items() if type(patch) not in _PARTS or not isinstance(key, str))
     if odd:
         raise ValueError(
@@ -43,7 +44,7 @@ def sort_by_layer(patcher: Patcher, clip: Any, lora: dict[str, torch.Tensor]) ->
     left = [key for key in lora if key not in taken and not key.endswith(".alpha")]
     if left:
         raise ValueError(
-            f"The LoRA cannot be trained on: {left[0]}{f' and {len(left) - 1} more of its tensors have' if left[1:] else ' has'} "
+            f"The LoRA cannot be trained on: {left[0][:SHOWN]}{f' and {len(left) - 1} more of its tensors have' if left[1:] else ' has'} "
             f"no place on this model{'' if clip else ', of which the text encoder is trained by Train LoRA alone'}."
         )
     return {_layer_name(key): _parts(patch) for key, patch in patches.items()}

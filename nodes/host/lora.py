@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Callable
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator
 
 import comfy.lora
 import comfy.lora_convert
@@ -16,6 +17,7 @@ from comfy.weight_adapter import LoRAAdapter
 from .denoiser import Patcher
 
 _OF_TEXT_ENCODER = re.compile(r"lora_(prior_)?te\d?_|text_encoders?(_\d)?\.|bundle_emb\.")
+SHOWN = 200  # letters of what a file says, in a message
 # What follows a layer's name in a key.
 _PART = re.compile(
     r"[._](lora[._]|hada_|lokr_|(alpha|diff|diff_b|dora_scale|w_norm|b_norm|set_weight|weight|on_input)$).*"
@@ -36,22 +38,35 @@ def lora_key_of(patcher: Patcher) -> Callable[[str], str]:
 def with_lora(patcher: Patcher, lora: dict[str, torch.Tensor]) -> Patcher:
     """Return the MODEL with the LoRA on it at strength 1, as the host's own loader does.
 
-    What it has for text encoders is left out. Raises RuntimeError if a part of the LoRA has no place on the model.
+    What it has for text encoders is left out. Raises RuntimeError if a part of the LoRA has no place on the model,
+    ValueError if it is damaged.
     """
     of_model = {key: tensor for key, tensor in lora.items() if not _OF_TEXT_ENCODER.match(key)}
-    tensors = _WithReads(comfy.lora_convert.convert_lora(of_model))
-    patches = comfy.lora.load_lora(tensors, lora_keys(patcher), log_missing=False)
     patched = patcher.clone()
-    placed = set(patched.add_patches(patches))
+    with damage_told():
+        tensors = _WithReads(comfy.lora_convert.convert_lora(of_model))
+        patches = comfy.lora.load_lora(tensors, lora_keys(patcher), log_missing=False)
+        placed = set(patched.add_patches(patches))
+        unplaced = [str(key) for key in patches if key not in placed or not _fits(patches[key], key, patcher.model)]
     unread = dict.fromkeys(_PART.sub("", key) for key in tensors if key not in tensors.read)
-    unplaced = [str(key) for key in patches if key not in placed or not _fits(patches[key], key, patcher.model)]
     if lost := [*unread, *unplaced]:
         layers = {_PART.sub("", key) for key in tensors}
         raise RuntimeError(
-            f"{len(lost)} of the LoRA's {len(layers)} layers have no place on this model, as {', '.join(lost[:3])}: "
-            "take a LoRA that was trained for this kind of model."
+            f"{len(lost)} of the LoRA's {len(layers)} layers have no place on this model, as "
+            f"{', '.join(key[:SHOWN] for key in lost[:3])}: take a LoRA that was trained for this kind of model."
         )
     return patched
+
+
+@contextmanager
+def damage_told() -> Iterator[None]:
+    """Say of a LoRA that the host stumbles over that it is damaged."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The LoRA is damaged, for its tensors do not go together ({str(error)[:SHOWN]}): download or save it again."
+        ) from error
 
 
 def lora_keys(patcher: Patcher) -> dict[str, Any]:

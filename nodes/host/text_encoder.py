@@ -11,6 +11,7 @@ import torch
 
 from ...trainer import denoiser
 from ...trainer.blocks import TEXT_ENCODER
+from .lora import damage_told
 
 _PREFIXES = ("lora_te", "text_encoder")  # in the keys of kohya, and of the others
 
@@ -86,4 +87,5 @@ def has_text_encoder(lora: dict[str, torch.Tensor]) -> bool:
 def clip_with_lora(clip: Clip, lora: dict[str, torch.Tensor]) -> Clip:
     """Return the CLIP with the LoRA's text encoder layers, if it has any, at strength 1."""
     text = {key: tensor for key, tensor in lora.items() if key.startswith(_PREFIXES)}
-    return comfy.sd.load_lora_for_models(None, clip, text, 0.0, 1.0)[1] if text else clip.clone()
+    with damage_told():
+        return comfy.sd.load_lora_for_models(None, clip, text, 0.0, 1.0)[1] if text else clip.clone()
