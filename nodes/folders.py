@@ -14,7 +14,8 @@ import numpy as np
 from aiohttp import web
 from PIL import Image, ImageOps
 
-from ..trainer.images import DECODERS, EXTENSIONS
+from ..trainer.images import EXTENSIONS
+from ..trainer.picture import DECODERS
 from .images import allowed_folders, find_folder
 
 MAX_DEPTH = 5  # folders below a root

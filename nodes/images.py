@@ -10,8 +10,9 @@ from comfy_api.latest import io, ui
 
 from ..trainer.bucket_report import draw_contact_sheet, report_buckets
 from ..trainer.buckets import BucketConfig
-from ..trainer.data import fill_buckets
+from ..trainer.cropping import Picture, fill_buckets
 from ..trainer.images import CAPTION_SOURCES, fingerprint_folder, load_folder
+from ..trainer.on_disk import TensorOnDisk, alpha_on_disk, pixels_on_disk
 
 TrainingImages = io.Custom("TRAINING_IMAGES")  # a list of trainer.data.TrainingImage
 EXTRA_FOLDERS = "training_images"  # the key in extra_model_paths.yaml
@@ -29,9 +30,7 @@ class LoadImageFolder(io.ComfyNode):
             category="TrainTrain",
             description="Loads every picture of a folder with its caption and mask. Each output is a list.",
             search_aliases=["dataset", "load images from directory", "training images", "captions", "image folder"],
-            inputs=[
-                *folder_inputs(),
-            ],
+            inputs=folder_inputs(),
             outputs=[
                 io.Image.Output("images", is_output_list=True, tooltip="The pictures, upright, each in its own size."),
                 io.Mask.Output("masks", is_output_list=True, tooltip="1 = train here: the alpha, or 1 without alpha."),
@@ -45,10 +44,10 @@ class LoadImageFolder(io.ComfyNode):
         root = find_folder(folder)
         loaded = load_folder(root, include_subfolders, captions, trigger_word)
         return io.NodeOutput(
-            [image.pixels[None] for image in loaded],
-            [image.mask[None] for image in loaded],
+            [pixels_on_disk(image.file) for image in loaded],
+            [alpha_on_disk(image.file) for image in loaded],
             [image.caption for image in loaded],
-            [image.path.relative_to(root).as_posix() for image in loaded],
+            [image.file.path.relative_to(root).as_posix() for image in loaded],
         )
 
     @classmethod
@@ -112,8 +111,8 @@ class BucketImages(io.ComfyNode):
     ) -> io.NodeOutput:
         sides = width[0], height[0], buckets_step[0], min_length[0]
         config = BucketConfig(*sides, max_ratio[0], sub_image_num[0], mirroring[0], disable_upscale[0], repeats[0])
-        pictures = [picture[:, :, :3] for batch in images for picture in batch]
-        flat_masks = None if masks is None else [mask for batch in masks for mask in batch]
+        pictures = [picture for batch in images for picture in _take_apart(batch)]
+        flat_masks = None if masks is None else [mask for batch in masks for mask in _take_apart(batch)]
         filled = fill_buckets(pictures, captions, flat_masks, config, names)
         sheet = draw_contact_sheet(filled)
         return io.NodeOutput(filled, sheet, report_buckets(filled), ui=ui.PreviewImage(sheet))
@@ -182,6 +181,13 @@ def frame_inputs() -> list[io.Input]:
             tooltip="Longest shape of a frame, longer side / shorter side (no unit).",
         ),
     ]
+
+
+def _take_apart(batch: torch.Tensor) -> list[Picture]:
+    """Return the pictures (H, W, 3) or masks (H, W) of a batch; one that is still on disk stays there."""
+    if isinstance(batch, TensorOnDisk) and batch.file:
+        return [batch.file]
+    return list(batch[..., :3] if batch.dim() == 4 else batch)
 
 
 def _copy_inputs() -> list[io.Input]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..trainer.buckets import BucketConfig
-from ..trainer.data import TrainingImage, fill_buckets
-from ..trainer.images import LoadedImage, load_folder, pair_by_suffix
+from ..trainer.cropping import fill_buckets
+from ..trainer.images import load_folder, pair_by_suffix
+from ..trainer.picture import to_unit_range
 from .images import LoadImageFolder, find_folder, folder_inputs, frame_inputs
 
 
@@ -57,20 +58,15 @@ class LoadImagePairs(io.ComfyNode):
     ) -> io.NodeOutput:
         loaded = load_folder(find_folder(folder), include_subfolders, captions, trigger_word)
         frames = BucketConfig(width, height, buckets_step, min_length, max_ratio)
-        originals, targets = ([_crop(image, frames) for image in side] for side in zip(*pair_by_suffix(loaded, suffix)))
-        return io.NodeOutput(
-            [image.pixels[None] for image in originals],
-            [image.pixels[None] for image in targets],
-            [image.caption for image in originals],
-        )
+        pairs = pair_by_suffix(loaded, suffix)
+        images = [image for pair in pairs for image in pair]
+        files = [image.file for image in images]
+        cropped = fill_buckets(files, [""], None, frames, [file.path.name for file in files])
+        pixels = [to_unit_range(image.pixels)[None] for image in cropped]
+        return io.NodeOutput(pixels[0::2], pixels[1::2], [original.caption for original, _ in pairs])
 
     @classmethod
     def fingerprint_inputs(
         cls, folder: str | None = None, include_subfolders: bool | None = None, **unused: object
     ) -> str:
         return LoadImageFolder.fingerprint_inputs(folder, include_subfolders)
-
-
-def _crop(image: LoadedImage, frames: BucketConfig) -> TrainingImage:
-    (cropped,) = fill_buckets([image.pixels], [image.caption], None, frames, [image.path.name])
-    return cropped

@@ -10,7 +10,8 @@ import pytest
 import torch
 from pack.trainer.bucket_report import draw_contact_sheet, report_buckets
 from pack.trainer.buckets import BucketConfig, Frame, main_frames, sub_frames
-from pack.trainer.data import TrainingImage, fill_buckets
+from pack.trainer.cropping import fill_buckets
+from pack.trainer.data import TrainingImage
 from PIL import Image, ImageDraw
 from skimage import data, transform
 

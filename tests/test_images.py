@@ -43,27 +43,27 @@ def write(path: Path, picture: np.ndarray | Image.Image = CAT, **options: object
 def test_a_photograph_in_a_lossless_format_loads_bit_for_bit(tmp_path, extension):
     write(tmp_path / f"cat.{extension}", lossless=True)
     image = load_one(tmp_path)
-    assert np.array_equal(to_bytes(image.pixels), CAT)
-    assert image.pixels.dtype == torch.float32 and image.pixels.is_contiguous()
-    assert image.mask.shape == (100, 170) and bool((image.mask == 1).all())
+    assert np.array_equal(to_bytes(image.file.pixels()), CAT)
+    assert image.file.pixels().dtype == torch.float32 and image.file.pixels().is_contiguous()
+    assert image.file.alpha().shape == (100, 170) and bool((image.file.alpha() == 1).all())
 
 
 @pytest.mark.parametrize("extension", ["jpg", "JPEG", "Jpg"])
 def test_a_jpeg_loads_close_to_its_photograph(tmp_path, extension):
     write(tmp_path / f"cat.{extension}", quality=95)
-    assert np.abs(to_bytes(load_one(tmp_path).pixels).astype(int) - CAT).mean() < 4
+    assert np.abs(to_bytes(load_one(tmp_path).file.pixels()).astype(int) - CAT).mean() < 4
 
 
 def test_an_icon_loads_its_largest_picture(tmp_path):
     square = Image.fromarray(data.astronaut()[100:356, 100:356])
     write(tmp_path / "a.ico", square, sizes=[(32, 32), (256, 256)])
-    assert np.array_equal(to_bytes(load_one(tmp_path).pixels), np.asarray(square))
+    assert np.array_equal(to_bytes(load_one(tmp_path).file.pixels()), np.asarray(square))
 
 
 def test_a_gif_has_the_colors_of_its_palette(tmp_path):
     reduced = Image.fromarray(CAT).quantize(256)
     write(tmp_path / "cat.gif", reduced)
-    assert np.array_equal(to_bytes(load_one(tmp_path).pixels), np.asarray(reduced.convert("RGB")))
+    assert np.array_equal(to_bytes(load_one(tmp_path).file.pixels()), np.asarray(reduced.convert("RGB")))
 
 
 @pytest.mark.parametrize("extension", ["png", "tif", "webp"])
@@ -71,16 +71,16 @@ def test_alpha_becomes_the_mask_as_it_is(tmp_path, extension):
     alpha = np.tile(np.linspace(0, 255, 170).astype(np.uint8), (100, 1))
     write(tmp_path / f"cat.{extension}", np.dstack([CAT, alpha]), lossless=True, exact=True)
     image = load_one(tmp_path)
-    assert np.array_equal(to_bytes(image.mask), alpha)
-    assert np.array_equal(to_bytes(image.pixels), CAT)
+    assert np.array_equal(to_bytes(image.file.alpha()), alpha)
+    assert np.array_equal(to_bytes(image.file.pixels()), CAT)
 
 
 def test_gray_with_alpha_gives_gray_pixels_and_a_mask(tmp_path):
     alpha = np.where(np.arange(128) < 40, 0, 255).astype(np.uint8) * np.ones((128, 1), np.uint8)
     write(tmp_path / "man.png", np.dstack([MAN, alpha]))
     image = load_one(tmp_path)
-    assert np.array_equal(to_bytes(image.pixels), np.dstack([MAN] * 3))
-    assert np.array_equal(to_bytes(image.mask), alpha)
+    assert np.array_equal(to_bytes(image.file.pixels()), np.dstack([MAN] * 3))
+    assert np.array_equal(to_bytes(image.file.alpha()), alpha)
 
 
 def test_a_palette_with_one_transparent_color_masks_that_color(tmp_path):
@@ -91,8 +91,8 @@ def test_a_palette_with_one_transparent_color_masks_that_color(tmp_path):
     for name in ("a.gif", "b.png"):
         write(tmp_path / name, picture, transparency=3)
     for image in load(tmp_path):
-        assert np.array_equal(image.mask.numpy(), (indices != 3).astype(np.float32))
-        assert np.array_equal(to_bytes(image.pixels), np.array(colors, np.uint8).reshape(7, 3)[indices])
+        assert np.array_equal(image.file.alpha().numpy(), (indices != 3).astype(np.float32))
+        assert np.array_equal(to_bytes(image.file.pixels()), np.array(colors, np.uint8).reshape(7, 3)[indices])
 
 
 def test_a_palette_with_graded_transparency_gives_graded_masks(tmp_path):
@@ -100,13 +100,13 @@ def test_a_palette_with_graded_transparency_gives_graded_masks(tmp_path):
     picture = Image.frombytes("P", (64, 64), indices.tobytes())
     picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
     write(tmp_path / "a.png", picture, transparency=bytes([0, 51, 102, 255]))
-    assert np.array_equal(to_bytes(load_one(tmp_path).mask), np.array([0, 51, 102, 255])[indices])
+    assert np.array_equal(to_bytes(load_one(tmp_path).file.alpha()), np.array([0, 51, 102, 255])[indices])
 
 
 @pytest.mark.parametrize("extension", ["tif", "jpg"])
 def test_cmyk_becomes_rgb(tmp_path, extension):
     write(tmp_path / f"cat.{extension}", Image.fromarray(CAT).convert("CMYK"), quality=98)
-    assert np.abs(to_bytes(load_one(tmp_path).pixels).astype(int) - CAT).mean() < 4
+    assert np.abs(to_bytes(load_one(tmp_path).file.pixels()).astype(int) - CAT).mean() < 4
 
 
 @pytest.mark.parametrize("extension", ["png", "tif"])
@@ -114,14 +114,14 @@ def test_cmyk_becomes_rgb(tmp_path, extension):
 def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, extension, byte_order):
     deep = MAN.astype(np.uint16) * 257 - MAN // 8
     write(tmp_path / f"man.{extension}", Image.fromarray(deep.astype(byte_order)))
-    pixels = load_one(tmp_path).pixels
+    pixels = load_one(tmp_path).file.pixels()
     assert pixels.shape == (128, 128, 3)
     np.testing.assert_allclose(pixels[:, :, 1].numpy(), deep / 65535, atol=1e-7)
 
 
 def test_floating_point_pictures_load_from_zero_to_one_and_are_refused_outside(tmp_path):
     write(tmp_path / "inside.tif", (MAN / 255).astype(np.float32))
-    np.testing.assert_allclose(load_one(tmp_path).pixels[:, :, 0].numpy(), MAN / 255, atol=1e-6)
+    np.testing.assert_allclose(load_one(tmp_path).file.pixels()[:, :, 0].numpy(), MAN / 255, atol=1e-6)
     write(tmp_path / "outside.tif", MAN.astype(np.float32))
     with pytest.raises(ValueError, match="outside.tif: has gray values from .* save it with 8 or 16 bits"):
         load(tmp_path)
@@ -131,8 +131,8 @@ def test_black_and_white_and_gray_pictures_have_three_equal_channels(tmp_path):
     write(tmp_path / "bits.png", Image.fromarray(MAN).convert("1", dither=Image.Dither.NONE))
     write(tmp_path / "gray.jpg", MAN, quality=100)
     bits, gray = load(tmp_path)
-    assert np.array_equal(to_bytes(bits.pixels)[:, :, 2], np.where(MAN >= 128, 255, 0))
-    assert np.abs(to_bytes(gray.pixels).astype(int) - MAN[:, :, None]).max() <= 4
+    assert np.array_equal(to_bytes(bits.file.pixels())[:, :, 2], np.where(MAN >= 128, 255, 0))
+    assert np.abs(to_bytes(gray.file.pixels()).astype(int) - MAN[:, :, None]).max() <= 4
 
 
 # What stands in the file for each EXIF orientation, by the standard's "0th row, 0th column" table.
@@ -157,10 +157,10 @@ def test_every_exif_orientation_comes_out_upright_with_its_mask(tmp_path, orient
     stored = np.ascontiguousarray(STORED[orientation](picture))
     write(tmp_path / f"cat.{extension}", stored, exif=exif, lossless=True, quality=95)
     image = load_one(tmp_path)
-    assert image.pixels.shape == (100, 170, 3)
-    assert np.abs(to_bytes(image.pixels).astype(int) - CAT).mean() < 4
+    assert image.file.pixels().shape == (100, 170, 3)
+    assert np.abs(to_bytes(image.file.pixels()).astype(int) - CAT).mean() < 4
     if extension != "jpg":
-        assert np.array_equal(to_bytes(image.mask), CAT[:, :, 0] | 1)
+        assert np.array_equal(to_bytes(image.file.alpha()), CAT[:, :, 0] | 1)
 
 
 @pytest.mark.parametrize("orientation", STORED)
@@ -170,28 +170,33 @@ def test_a_rotated_sixteen_bit_picture_comes_out_upright(tmp_path, orientation, 
     exif[0x0112] = orientation
     deep = np.ascontiguousarray(STORED[orientation](MAN[:80].astype(np.uint16) * 257))
     write(tmp_path / f"man.{extension}", deep, exif=exif)
-    np.testing.assert_allclose(load_one(tmp_path).pixels[:, :, 0].numpy(), MAN[:80] / 255, atol=1e-6)
+    np.testing.assert_allclose(load_one(tmp_path).file.pixels()[:, :, 0].numpy(), MAN[:80] / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize("extension", ["gif", "png", "webp", "tiff"])
 def test_an_animation_gives_its_first_frame(tmp_path, extension):
     frames = [Image.fromarray(a).quantize(64).convert("RGB") for a in (CAT, CAT[::-1], 255 - CAT)]
     write(tmp_path / f"a.{extension}", frames[0], save_all=True, append_images=frames[1:], lossless=True)
-    assert np.array_equal(to_bytes(load_one(tmp_path).pixels), np.asarray(frames[0]))
+    assert np.array_equal(to_bytes(load_one(tmp_path).file.pixels()), np.asarray(frames[0]))
 
 
 def test_a_picture_under_another_formats_name_loads(tmp_path):
     write(tmp_path / "cat.jpg", format="PNG")
-    assert np.array_equal(to_bytes(load_one(tmp_path).pixels), CAT)
+    assert np.array_equal(to_bytes(load_one(tmp_path).file.pixels()), CAT)
 
 
 def test_pictures_come_in_natural_order_of_their_relative_paths(tmp_path):
     names = ["b2.png", "B10.PNG", "a/9.png", "a/10.png", "A1.png", "c/deep/x.png", "b1.png"]
     for name in names:
         write(tmp_path / name, CAT[:8, :8])
-    found = [image.path.relative_to(tmp_path).as_posix() for image in load(tmp_path)]
+    found = [image.file.path.relative_to(tmp_path).as_posix() for image in load(tmp_path)]
     assert found == ["a/9.png", "a/10.png", "A1.png", "b1.png", "b2.png", "B10.PNG", "c/deep/x.png"]
-    assert [image.path.name for image in load(tmp_path, subfolders=False)] == ["A1.png", "b1.png", "b2.png", "B10.PNG"]
+    assert [image.file.path.name for image in load(tmp_path, subfolders=False)] == [
+        "A1.png",
+        "b1.png",
+        "b2.png",
+        "B10.PNG",
+    ]
 
 
 def test_hidden_files_and_other_files_are_passed_over(tmp_path):
@@ -199,7 +204,7 @@ def test_hidden_files_and_other_files_are_passed_over(tmp_path):
     write(tmp_path / ".thumbnails" / "cat.png")
     (tmp_path / "._cat.png").write_bytes(b"resource fork")
     (tmp_path / "notes.md").write_text("no picture")
-    assert [image.path.name for image in load(tmp_path)] == ["cat.png"]
+    assert [image.file.path.name for image in load(tmp_path)] == ["cat.png"]
 
 
 def test_a_caption_is_the_text_file_then_the_caption_file_after_the_trigger_word(tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .buckets import Frame
 from .data import TrainingImage
+from .picture import to_unit_range
 
 SHEET_WIDTH = 1024  # pixels, at most: on a node it is shown at a third of that
 TILE_HEIGHT = 176  # pixels
@@ -120,6 +121,8 @@ def _tile_size(frame: Frame) -> Frame:
 
 
 def _draw_tile(image: TrainingImage, size: Frame) -> Image.Image:
-    shown = image.pixels if image.mask is None else image.pixels * image.mask[:, :, None].float().clamp(min=MASKED_OUT)
-    tile = Image.fromarray(shown.mul(255).round().byte().numpy())
+    shown = image.pixels
+    if image.mask is not None:
+        shown = to_unit_range(shown) * image.mask[:, :, None].float().clamp(min=MASKED_OUT)
+    tile = Image.fromarray((shown if shown.dtype == torch.uint8 else shown.mul(255).round().byte()).numpy())
     return tile.resize(size, Image.Resampling.LANCZOS if size[0] < tile.width else Image.Resampling.NEAREST)

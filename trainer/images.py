@@ -1,39 +1,30 @@
-"""Reads a folder of pictures: their pixels, their masks and their captions."""
+"""Reads a folder of pictures: their files and their captions."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
-import numpy as np
-import torch
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from .picture import PictureFile, attempt, read_header, refuse_truncated
 
 CaptionSource = Literal["caption file", "file name", "trigger word only"]
 CAPTION_SOURCES: tuple[str, ...] = get_args(CaptionSource)
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".tif", ".tiff", ".bmp", ".webp", ".pcx", ".ico")
 CAPTION_EXTENSIONS = (".txt", ".caption")  # the first one that exists wins
-# Only these decoders: a file that merely calls itself .png must not start, say, the PostScript interpreter.
-DECODERS = ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "PCX", "ICO")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedImage:
-    """A picture as it stands in its folder, upright."""
+    """A picture of a folder with its caption; its pixels are still on disk."""
 
-    pixels: torch.Tensor  # (H, W, 3), float32 in [0, 1]
-    mask: torch.Tensor  # (H, W), float32 in [0, 1]: the alpha, so 1 means "train here"
+    file: PictureFile
     caption: str
-    path: Path
 
 
 @dataclass(frozen=True)
@@ -45,9 +36,10 @@ class _ImageFile:
 def load_folder(
     folder: Path, include_subfolders: bool, caption_source: CaptionSource, trigger_word: str
 ) -> list[LoadedImage]:
-    """Load every picture of `folder` in natural order ("2.png" before "10.png"), subfolders included if wanted.
+    """Find every picture of `folder` in natural order ("2.png" before "10.png"), subfolders included if wanted.
 
-    Raises ValueError if there is none, or one that names every file that cannot be used, each with its reason.
+    Raises ValueError if there is none, or one that names every file that cannot be used, each with its reason. Pixels
+    are not read, so a picture that is damaged inside, and not cut short, shows only when they are.
     """
     if caption_source not in CAPTION_SOURCES:
         raise ValueError(f"There is no caption source {caption_source!r}: choose one of {', '.join(CAPTION_SOURCES)}.")
@@ -57,12 +49,13 @@ def load_folder(
     problems: dict[Path, str] = {}
 
     def load(file: _ImageFile) -> LoadedImage | None:
-        decoded = _attempt(_decode, file.path, problems)
-        caption = _attempt(_read_caption, file.caption_path, problems) if caption_source == "caption file" else None
-        words = _name_to_words(file.path) if caption_source == "file name" else caption
-        return LoadedImage(*decoded, _join_caption(trigger_word, words), file.path) if decoded else None
+        header = attempt(lambda: read_header(file.path), file.path, problems)
+        words = _name_to_words(file.path) if caption_source == "file name" else None
+        if caption_source == "caption file" and file.caption_path:
+            words = attempt(lambda: _read_caption(file.caption_path), file.caption_path, problems)
+        return LoadedImage(header, _join_caption(trigger_word, words)) if header else None
 
-    with _refuse_truncated(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with refuse_truncated(), ThreadPoolExecutor(os.cpu_count()) as pool:
         loaded = list(pool.map(load, files))
     if problems:
         raise ValueError(_explain_problems(folder, problems))
@@ -76,17 +69,18 @@ def pair_by_suffix(images: Sequence[LoadedImage], suffix: str) -> list[tuple[Loa
     """
     if not suffix:
         raise ValueError("The suffix is empty: write what the names of the targets end with, as in _target.")
-    originals = {image.path.with_suffix(""): image for image in images if not image.path.stem.endswith(suffix)}
+    by_path = {image.file.path: image for image in images}
+    originals = {path.with_suffix(""): image for path, image in by_path.items() if not path.stem.endswith(suffix)}
     targets = {
-        image.path.with_name(image.path.stem.removesuffix(suffix)): image
-        for image in images
-        if image.path.stem.endswith(suffix)
+        path.with_name(path.stem.removesuffix(suffix)): image
+        for path, image in by_path.items()
+        if path.stem.endswith(suffix)
     }
-    alone = sorted(str((originals | targets)[key].path.name) for key in originals.keys() ^ targets.keys())
+    alone = sorted((originals | targets)[key].file.path.name for key in originals.keys() ^ targets.keys())
     if alone:
         raise ValueError(f"No partner by the suffix {suffix!r} for {', '.join(alone)}: name the target NAME{suffix}.")
     pairs = [(image, targets[key]) for key, image in originals.items()]
-    wrong = [f"{a.path.name} and {b.path.name}" for a, b in pairs if a.pixels.shape != b.pixels.shape]
+    wrong = [f"{a.file.path.name} and {b.file.path.name}" for a, b in pairs if a.file.size != b.file.size]
     if wrong:
         raise ValueError(f"The pictures of a pair must be of one size, and these are not: {'; '.join(wrong)}.")
     return pairs
@@ -132,66 +126,8 @@ def _natural_key(path: Path) -> tuple[list[list[str | int]], str]:
     return numbered, path.as_posix()
 
 
-def _attempt(read: Callable[[Path | None], T], path: Path | None, problems: dict[Path, str]) -> T | None:
-    try:
-        return read(path)
-    # A broken file makes decoders raise almost anything (SyntaxError, struct.error, EOFError, ...); all are reported.
-    except Exception as error:
-        problems[path] = _reason(error)
-        return None
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "is no picture in a known format, or it is broken"
-    if isinstance(error, UnicodeDecodeError):
-        return f"is not UTF-8 (byte {error.start + 1} is 0x{error.object[error.start]:02x}): save the caption as UTF-8"
-    return getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-
-
-@contextmanager
-def _refuse_truncated() -> Iterator[None]:
-    """Make Pillow raise on a truncated file, whatever another node pack set: half of it would be gray."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
-
-
-def _decode(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return pixels (H, W, 3) and alpha (H, W) of the first frame, both in [0, 1], upright."""
-    if path.stat().st_size == 0:
-        raise ValueError("is empty (0 bytes)")
-    # A file, not its path: by path Pillow maps uncompressed TIFFs into memory and scrambles those turned by 90 degrees.
-    with path.open("rb") as file, Image.open(file, formats=DECODERS) as opened:
-        image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith(("I", "F")):
-        gray = _deep_gray(image)
-        return gray[:, :, None].repeat(1, 1, 3), torch.ones_like(gray)
-    if image.has_transparency_data:
-        rgba = _to_unit(image.convert("RGBA"))
-        return rgba[:, :, :3].contiguous(), rgba[:, :, 3].contiguous()
-    pixels = _to_unit(image.convert("RGB"))
-    return pixels, torch.ones(pixels.shape[:2])
-
-
-def _to_unit(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image)).float().div_(255)
-
-
-def _deep_gray(image: Image.Image) -> torch.Tensor:
-    """Return the gray of a picture with more than 8 bits, (H, W) in [0, 1]; Pillow's own conversion would clip it."""
-    values = np.asarray(image).astype(np.float32)
-    white = 1 if image.mode == "F" else 65535
-    if not (values.min() >= 0 and values.max() <= white):
-        raise ValueError(f"has gray values from {values.min():g} to {values.max():g}: save it with 8 or 16 bits")
-    return torch.from_numpy(values / white)
-
-
-def _read_caption(path: Path | None) -> str:
-    return path.read_bytes().decode("utf-8-sig") if path else ""
+def _read_caption(path: Path) -> str:
+    return path.read_bytes().decode("utf-8-sig")
 
 
 def _name_to_words(path: Path) -> str:

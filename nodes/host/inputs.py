@@ -8,6 +8,7 @@ from typing import Any, Sequence
 import torch
 
 from ...trainer import denoiser
+from ...trainer.picture import to_unit_range
 from .denoiser import Patcher
 
 # Parts of a CONDITIONING that steer sampling: where and when a prompt acts, and what other networks add.
@@ -48,14 +49,14 @@ def read_conditioning(conditioning: list) -> list[denoiser.Conditioning]:
 
 
 def encode_images(vae: Any, patcher: Patcher, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Encode pictures (H, W, 3) in [0, 1] to latents (C, h, w) in the model's scale, on its device.
+    """Encode pictures (H, W, 3), uint8 or float32 in [0, 1], to latents (C, h, w) in the model's scale, on its device.
 
     Raises ValueError for a size that the VAE cannot take whole.
     """
     multiple = vae.spacial_compression_encode()
     _check_multiple([(image.shape[1], image.shape[0]) for image in images], multiple)
     with torch.inference_mode():
-        return scale_latents(patcher, [vae.encode(image[None])[0] for image in images])
+        return scale_latents(patcher, [vae.encode(to_unit_range(image)[None])[0] for image in images])
 
 
 def scale_latents(patcher: Patcher, latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
