@@ -4,11 +4,12 @@ Everything the trainer needs is made here out of the host's MODEL, CLIP and VAE,
 """
 
 from .inputs import HostTextEncoder, encode_images, latent_shape, read_conditioning, scale_latents
+from .loading import open_training
 from .lora import is_large, lora_key_of, with_lora
 from .network import check_network
 from .preview import Preview
 from .text_encoder import TrainedTextEncoder, clip_with_lora, has_text_encoder, plain_clip, text_key_of
-from .training import Training, open_training, train_lora
+from .training import Training, train_lora
 
 __all__ = [
     "HostTextEncoder",

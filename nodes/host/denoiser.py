@@ -26,6 +26,7 @@ class HostDenoiser:
         self._sigmas = _sigma_table(patcher.model.model_sampling).to(self.device)
         self._options = _transformer_options(patcher)
         self._model_conds: dict[tuple, dict] = {}
+        self.latest_size: tuple[int, ...] = ()  # height and width of the latents in hand, once there were any
 
     def sigma_at(self, t: torch.Tensor) -> torch.Tensor:
         low = t.floor().long().clamp(max=len(self._sigmas) - 2)
@@ -39,6 +40,7 @@ class HostDenoiser:
     def predict(
         self, x_t: torch.Tensor, sigma: torch.Tensor, conditioning: Sequence[denoiser.Conditioning]
     ) -> torch.Tensor:
+        self.latest_size = tuple(x_t.shape[-2:])
         conds = [self._encode(cond, x_t) for cond in conditioning]
         groups = _group_alike(conds)
         if len(groups) == 1:

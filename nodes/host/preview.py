@@ -14,6 +14,7 @@ import torch
 from ...trainer.network import LoRANetwork
 from .denoiser import Patcher
 from .inputs import check_channels, latent_shape
+from .memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Previewer:
             with as_used(), self._network.scaled(1.0):
                 return torch.cat([self._without, self._sample()], dim=1)
         except Exception as error:
-            too_large = comfy.model_management.is_oom(error)
+            too_large = is_out_of_memory(error)
             reason = "there is too little memory for them, so make them smaller" if too_large else error
             logger.warning("The training goes on without samples: %s.", reason)
             self._works = False
