@@ -9,9 +9,10 @@ from comfy_api.latest import io, ui
 
 from ..trainer.files import PRECISIONS, file_metadata, load_lora, save_lora
 from ..trainer.history import History
+from .inputs import SHOWN, check_values
 from .loss_table import read_table, write_table
-from .output_path import output_path
-from .results import TRAINING
+from .output_path import output_path, write_output
+from .results import TRAINING, where_kept
 
 LoRAModel = io.Custom("LORA_MODEL")
 
@@ -60,13 +61,20 @@ class SaveLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, name, save_precision, strength, overwrite) -> io.NodeOutput:
-        path = output_path("loras", name, ".safetensors", overwrite)
+        check_values(cls, {"strength": strength, "save_precision": save_precision})
         sent = cls.hidden.extra_pnginfo  # any client sends what it likes
         workflow = {"prompt": cls.hidden.prompt, **(sent if isinstance(sent, dict) else {})}
-        metadata = file_metadata(lora, path.stem, workflow)
-        if strength != 1:
-            metadata.pop(TRAINING, None)  # the training's state is of the LoRA as it was
-        save_lora(path, lora, save_precision, strength, metadata)
+
+        def write(path: Path) -> None:
+            metadata = file_metadata(lora, path.stem, workflow)
+            if strength != 1:
+                metadata.pop(TRAINING, None)  # the training's state is of the LoRA as it was
+            save_lora(path, lora, save_precision, strength, metadata, overwrite)
+
+        try:
+            path = write_output("loras", name, ".safetensors", overwrite, write)
+        except OSError as error:
+            raise OSError(f"{error} {where_kept(lora)}") from error
         return io.NodeOutput(str(path), ui={"text": [str(path)]})
 
 
@@ -144,6 +152,7 @@ class PlotLoss(io.ComfyNode):
 
     @classmethod
     def execute(cls, smoothing, name, loss=None, logarithmic=False, tables="") -> io.NodeOutput:
+        check_values(cls, {"smoothing": smoothing})
         from .plot import draw_losses, save_picture  # matplotlib takes a second to import: not when ComfyUI starts
 
         wired = [run for run in (loss or {}).values() if run is not None]
@@ -191,4 +200,8 @@ def _safetensors_names() -> list[str]:
 
 
 def _find_lora(name: str) -> Path:
-    return Path(folder_paths.get_full_path_or_raise("loras", name))
+    """Return the file of a name in the host's LoRA folders. Raises ValueError where there is none."""
+    try:
+        return Path(folder_paths.get_full_path_or_raise("loras", name))
+    except (OSError, ValueError) as error:  # a ValueError for what no file can be called
+        raise ValueError(f"There is no LoRA {name[:SHOWN]!r} in ComfyUI's LoRA folders: choose one of the list.") from error

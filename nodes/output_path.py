@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import Callable
 
 import folder_paths
+
+from ..trainer.writing import NameTaken
 
 LONGEST_NAME = 200  # bytes of a folder's or file's name; file systems take 255, and a number or a step may be added
 # What no file may be called on Windows, or what means something else there: \ and : lead elsewhere, CON is the console.
@@ -24,10 +29,22 @@ def output_path(folder: str, name: str, ending: str, overwrite: bool) -> Path:
             "with folders inside it as in style/my_lora."
         )
     number = 1
-    while path.exists() and not overwrite:
+    while os.path.lexists(path) and not overwrite:
         number += 1
         path = path.with_name(f"{Path(name).name}_{number}{ending}")
     return path
+
+
+def write_output(folder: str, name: str, ending: str, overwrite: bool, write: Callable[[Path], None]) -> Path:
+    """Write a file under a name in output/<folder>, a free one if not to overwrite, and return it.
+
+    write: raises NameTaken where another program has taken the name in the meantime
+    """
+    while True:
+        path = output_path(folder, name, ending, overwrite)
+        with suppress(NameTaken):
+            write(path)
+            return path
 
 
 def _path_of(root: Path, name: str) -> Path | None:

@@ -68,8 +68,11 @@ class TrainingProgress:
             self._send(STEP)
 
     def show(self, step: int, samples: torch.Tensor) -> None:
-        """Keep samples and show them."""
-        self._results.keep_samples(step, samples)
+        """Keep samples and show them. A training of hours shall not end for a file of them."""
+        try:
+            self._results.keep_samples(step, samples)
+        except OSError as error:
+            logger.warning("The samples of step %d are not kept: %s", step, error)
         self._find_samples()
         self._send(STEP)
 

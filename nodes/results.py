@@ -10,8 +10,9 @@ from __future__ import annotations
 import glob
 import logging
 import re
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import folder_paths
 import torch
@@ -20,10 +21,10 @@ from PIL import Image
 from ..trainer.files import LoRAWeights, file_metadata, load_lora, save_lora
 from ..trainer.history import History
 from ..trainer.state import State, load_state, read_labels, save_state
-from ..trainer.writing import whole_file
+from ..trainer.writing import check_folder, whole_file
 from .fingerprint import fingerprint
 from .loss_table import read_table, write_table
-from .output_path import output_path
+from .output_path import output_path, write_output
 
 FOLDER = "loras/trained"
 LORAS_KEPT, STATES_KEPT = 20, 3
@@ -44,7 +45,8 @@ class TrainingResults:
         self.name = self._saving.get("name") or node.__name__.removeprefix("Train")
         self._steps = inputs["steps"][0] if isinstance(inputs["steps"], list) else inputs["steps"]
         if "name" in self._saving:
-            self._milestone(self._steps)  # a name that is none is to be said before the training, not after it
+            # A name that is none is to be said before the training, not after it.
+            output_path("loras", self._milestone(self._steps), ".safetensors", overwrite=False)
 
     def recall(self) -> tuple[LoRAWeights, History] | None:
         """Return the LoRA and the history of a training that has finished before, if they are still there."""
@@ -63,25 +65,34 @@ class TrainingResults:
         state = _load_state({TRAINING: self.fingerprint})
         return state if state and len(state["losses"]) < self._steps else None
 
-    def keep(self, lora: LoRAWeights, history: History, state: State | None, milestone: bool) -> None:
-        """Put a training's LoRA, history and state on disk, in the place of its earlier ones.
+    def keep(self, lora: LoRAWeights, history: History, state: State | None, milestone: bool) -> Path:
+        """Put a training's LoRA, history and state on disk, in the place of its earlier ones; return the LoRA's file.
 
-        At a milestone the LoRA is written as NAME_<n>steps, too, beside what Save LoRA will write.
+        At a milestone the LoRA is written as NAME_<n>steps, too, beside what Save LoRA will write. What cannot be written
+        does not keep the rest from it, and what was there stays. Raises OSError for it in the end.
         """
-        step = len(history)
-        lora.metadata |= {TRAINING: self.fingerprint, STEP: str(step)}
-        path = self._path(".safetensors")
+        step, path = len(history), self._path(".safetensors")
+        labels = {TRAINING: self.fingerprint, STEP: str(step)}
+        lora.metadata |= labels
+        writing = [
+            lambda: save_lora(path, lora, "fp32", 1.0, file_metadata(lora, path.stem, {})),
+            lambda: write_table(path.with_suffix(".csv"), {path.stem: history}, SMOOTHING),
+        ]
         if state is not None:
-            save_state(path.with_suffix(".state"), state, {TRAINING: self.fingerprint, STEP: str(step)})
-        write_table(path.with_suffix(".csv"), {path.stem: history}, SMOOTHING)
-        save_lora(path, lora, "fp32", 1.0, file_metadata(lora, path.stem, {}))
+            writing.append(lambda: save_state(path.with_suffix(".state"), state, labels))
+        if milestone:
+            writing.append(lambda: self._write_milestone(lora, step))
+        failures = [failure for failure in map(_try, writing) if failure]
         _clean_up()
+        if failures:
+            raise OSError(" ".join(failures))
         if step < self._steps:
             logger.info("Step %d of %d of the training is kept in %s", step, self._steps, path)
-        if milestone:
-            path = self._milestone(step)
-            precision = self._saving.get("save_precision", "fp16")
-            save_lora(path, lora, precision, 1.0, file_metadata(lora, path.stem, {}))
+        return path
+
+    def check_folder(self) -> None:
+        """Raise OSError where nothing can be kept: that is to be said before a training of hours and not after it."""
+        check_folder(_folder())
 
     def keep_samples(self, step: int, image: torch.Tensor) -> None:
         """Put the samples (H, W, 3) in [0, 1] of a training's step on disk."""
@@ -96,8 +107,18 @@ class TrainingResults:
             {"step": int(file.stem.rpartition("_")[2]), "filename": file.name, "subfolder": FOLDER} for file in files
         ]
 
-    def _milestone(self, step: int) -> Path:
-        return output_path("loras", f"{self.name}_{step}steps", ".safetensors", overwrite=False)
+    def _milestone(self, step: int) -> str:
+        return f"{self.name}_{step}steps"
+
+    def _write_milestone(self, lora: LoRAWeights, step: int) -> None:
+        precision = self._saving.get("save_precision", "fp16")
+        write_output(
+            "loras",
+            self._milestone(step),
+            ".safetensors",
+            False,
+            lambda path: save_lora(path, lora, precision, 1.0, file_metadata(lora, path.stem, {}), overwrite=False),
+        )
 
     def _path(self, ending: str) -> Path:
         stem = re.sub(r"[^\w.-]", "_", Path(self.name).name)[:LONGEST_NAME]
@@ -124,15 +145,44 @@ def _load_state(labels: dict[str, str]) -> State | None:
     return None
 
 
+def where_kept(lora: dict[str, torch.Tensor]) -> str:
+    """Say where the LoRA of a training is while it cannot be saved; nothing of a LoRA that is from elsewhere."""
+    labels = {key: getattr(lora, "metadata", {}).get(key) for key in (TRAINING, STEP)}
+    if not all(labels.values()):
+        return ""
+    for path in _folder().glob("*.safetensors"):
+        if labels.items() <= read_labels(path).items():
+            return f"The LoRA is kept in {path}: queue again, and it is saved without being trained anew."
+    return (
+        "The LoRA is in memory alone: queue again before ComfyUI is closed, and it is saved without being trained anew."
+    )
+
+
+def _try(write: Callable[[], object]) -> str:
+    """Write something; return the reason if that cannot be."""
+    try:
+        write()
+        return ""
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
 def _clean_up() -> None:
     """Remove the oldest LoRAs with all that belongs to them, and the oldest states."""
-    loras = sorted(_folder().glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    loras = sorted(_folder().glob("*.safetensors"), key=_time_of, reverse=True)
     for number, path in enumerate(loras):
         doomed = [path.with_suffix(".state")] if number >= STATES_KEPT else []
         if number >= LORAS_KEPT:
             doomed += [path, path.with_suffix(".csv"), *path.parent.glob(f"{glob.escape(path.stem)}_*.jpg")]
         for old in doomed:
-            old.unlink(missing_ok=True)
+            with suppress(OSError):  # Windows removes no file that is in use
+                old.unlink()
+
+
+def _time_of(path: Path) -> float:
+    with suppress(FileNotFoundError):  # another ComfyUI with this folder may be cleaning up, too
+        return path.stat().st_mtime
+    return 0.0
 
 
 def _folder() -> Path:

@@ -14,7 +14,7 @@ from ..trainer.data import TrainingExample
 from ..trainer.presets import Preset
 from . import host, stopping
 from .files import LoRAModel
-from .inputs import seed_input
+from .inputs import check_values, seed_input
 from .preview import Preview
 from .progress import TrainingProgress
 from .results import TrainingResults, state_of
@@ -104,6 +104,7 @@ class TrainingNode:
 
     @classmethod
     def execute(cls, preview: host.Preview | None = None, **inputs: Any) -> io.NodeOutput:
+        check_values(cls, inputs)
         results = TrainingResults(cls, inputs)
         progress = TrainingProgress(cls, the_one(inputs["steps"]), results)
         finished = results.recall()
@@ -111,6 +112,7 @@ class TrainingNode:
             progress.recall(finished[1])
         else:
             training = replace(cls.prepare(**inputs), preview=the_one(preview))
+            results.check_folder()
             state = results.unfinished() or (state_of(training.lora) if training.lora else None)
             stopping.begin(cls.hidden.unique_id)
             try:

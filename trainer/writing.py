@@ -28,7 +28,7 @@ def whole_file(path: Path, overwrite: bool = True) -> Iterator[Path]:
     is removed from the folder by a later call. Raises OSError with a sentence where nothing can be written, NameTaken
     where there is a file and `overwrite` is off.
     """
-    try:
+    with _errors_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path.parent)
         # In a folder of its own, for safetensors makes a file beside the one it is asked for.
@@ -40,6 +40,19 @@ def whole_file(path: Path, overwrite: bool = True) -> Iterator[Path]:
             os.chmod(part, mode)  # safetensors' files are for their owner alone
             _bring_to_disk(part)
             _move(part, path, overwrite)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise OSError with a sentence where nothing can be written into a folder."""
+    with _errors_told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _workshop(folder).cleanup()
+
+
+@contextmanager
+def _errors_told(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(
