@@ -8,7 +8,7 @@ from dataclasses import dataclass
 Frame = tuple[int, int]  # width, height in pixels
 
 # What the nodes offer at most; what is wired into them may be anything.
-_LIMITS = {"width": 8192, "height": 8192, "step": 8192, "min_length": 8192, "sub_image_num": 64, "repeats": 1000}
+LARGEST_SIDE, MOST_SUB_IMAGES, MOST_REPEATS = 8192, 64, 1000
 LATENT_PIXELS = 8  # the latent cell of most models; one that needs 16 is checked where the model is known
 
 
@@ -28,17 +28,15 @@ class BucketConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError naming every value that cannot be used."""
+        sides = {"width": self.width, "height": self.height, "buckets_step": self.step, "min_length": self.min_length}
         problems = [
-            f"{name} {getattr(self, name)} must be a multiple of {LATENT_PIXELS}, the pixels of one latent cell"
-            " (some models ask for 16)"
-            for name in ("width", "height", "step", "min_length")
-            if getattr(self, name) < LATENT_PIXELS or getattr(self, name) % LATENT_PIXELS
+            f"{name} {value} must be a multiple of {LATENT_PIXELS}, the pixels of one latent cell (some models ask for 16)"
+            for name, value in sides.items()
+            if value < LATENT_PIXELS or value % LATENT_PIXELS
         ]
-        problems += [
-            f"{name} {getattr(self, name)} must be {most} or less"
-            for name, most in _LIMITS.items()
-            if getattr(self, name) > most
-        ]
+        limited = {name: (value, LARGEST_SIDE) for name, value in sides.items()}
+        limited |= {"sub_image_num": (self.sub_image_num, MOST_SUB_IMAGES), "repeats": (self.repeats, MOST_REPEATS)}
+        problems += [f"{name} {value} must be {most} or less" for name, (value, most) in limited.items() if value > most]
         if not self.max_ratio >= 1:
             problems.append(f"max_ratio {self.max_ratio} must be at least 1 (longer side / shorter side)")
         if self.sub_image_num < 0:

@@ -35,6 +35,8 @@ def sort_by_layer(patcher: Patcher, clip: Any, lora: dict[str, torch.Tensor]) ->
     with damage_told():
         lora = comfy.lora_convert.convert_lora(dict(lora))
         patches = comfy.lora.load_lora(lora, keys, log_missing=False)
+    if not patches:
+        raise ValueError("The LoRA cannot be trained on: it has no layer of this model.")
     odd = sorted(str(key) for key, patch in patches.items() if type(patch) not in _PARTS or not isinstance(key, str))
     if odd:
         raise ValueError(

@@ -12,6 +12,7 @@ import torch
 from ...trainer import denoiser
 from ...trainer.blocks import TEXT_ENCODER
 from .lora import damage_told
+from .tokens import tokenize
 
 _PREFIXES = ("lora_te", "text_encoder")  # in the keys of kohya, and of the others
 
@@ -30,7 +31,7 @@ class TrainedTextEncoder:
 
     def _encode(self, caption: str) -> denoiser.Conditioning:
         if caption not in self._tokens:
-            self._tokens[caption] = self._clip.tokenize(caption)
+            self._tokens[caption] = tokenize(self._clip, caption)
         model = self._clip.cond_stage_model
         model.reset_clip_options()
         if self._clip.layer_idx is not None:
