@@ -92,7 +92,7 @@ def test_frames_follow_the_rules_for_any_numbers(seed):
     [
         ({"width": 500}, "width 500 must be a multiple of 8, .*some models ask for 16"),
         ({"height": 4}, "height 4 must be a multiple of 8"),
-        ({"step": 0}, "step 0 must be a multiple of 8"),
+        ({"step": 0}, "buckets_step 0 must be a multiple of 8"),
         ({"width": 500, "min_length": 250}, "width 500 .*; min_length 250 "),
         ({"max_ratio": 0.5}, "max_ratio 0.5 must be at least 1"),
         ({"max_ratio": float("nan")}, "max_ratio nan"),

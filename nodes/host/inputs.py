@@ -10,6 +10,7 @@ import torch
 from ...trainer import denoiser
 from ...trainer.picture import to_unit_range
 from .denoiser import Patcher
+from .tokens import tokenize
 
 # Parts of a CONDITIONING that steer sampling: where and when a prompt acts, and what other networks add.
 SAMPLING_ONLY = {
@@ -29,7 +30,7 @@ class HostTextEncoder:
     def encode(self, captions: Sequence[str]) -> list[denoiser.Conditioning]:
         with torch.inference_mode():
             encoded = {
-                text: self._clip.encode_from_tokens_scheduled(self._clip.tokenize(text))[0]
+                text: self._clip.encode_from_tokens_scheduled(tokenize(self._clip, text))[0]
                 for text in dict.fromkeys(captions)
             }
         encoded = normal_tensors(encoded)
