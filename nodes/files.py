@@ -204,4 +204,6 @@ def _find_lora(name: str) -> Path:
     try:
         return Path(folder_paths.get_full_path_or_raise("loras", name))
     except (OSError, ValueError) as error:  # a ValueError for what no file can be called
-        raise ValueError(f"There is no LoRA {name[:SHOWN]!r} in ComfyUI's LoRA folders: choose one of the list.") from error
+        raise ValueError(
+            f"There is no LoRA {name[:SHOWN]!r} in ComfyUI's LoRA folders: choose one of the list."
+        ) from error

@@ -15,8 +15,8 @@ from aiohttp import web
 from PIL import Image, ImageOps
 
 from ..trainer.images import EXTENSIONS
-from ..trainer.picture import DECODERS
-from .images import allowed_folders, find_folder
+from ..trainer.picture import DECODERS, refuse_truncated
+from .allowed import allowed_folders, find_folder
 
 MAX_DEPTH = 5  # folders below a root
 MAX_VISITED = 5000  # folders that are looked into
@@ -139,7 +139,7 @@ def _draw_thumbnails(folder: Path, names: list[str]) -> Iterator[str]:
 def _draw_thumbnail(path: Path) -> str:
     """Return a small JPEG as a data URI."""
     width = THUMBNAIL_SIZE[0]
-    with path.open("rb") as file, Image.open(file, formats=DECODERS) as image:
+    with refuse_truncated(), path.open("rb") as file, Image.open(file, formats=DECODERS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError("it is too large")
         image.thumbnail((width, width))  # before it is turned: a JPEG is then decoded small

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
@@ -13,9 +10,9 @@ from ..trainer.buckets import BucketConfig
 from ..trainer.cropping import Picture, fill_buckets
 from ..trainer.images import CAPTION_SOURCES, fingerprint_folder, load_folder
 from ..trainer.on_disk import TensorOnDisk, alpha_on_disk, pixels_on_disk
+from .allowed import check_file, find_folder
 
 TrainingImages = io.Custom("TRAINING_IMAGES")  # a list of trainer.data.TrainingImage
-EXTRA_FOLDERS = "training_images"  # the key in extra_model_paths.yaml
 DEFAULTS = BucketConfig()
 
 
@@ -42,7 +39,7 @@ class LoadImageFolder(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, include_subfolders: bool, captions: str, trigger_word: str) -> io.NodeOutput:
         root = find_folder(folder)
-        loaded = load_folder(root, include_subfolders, captions, trigger_word)
+        loaded = load_folder(root, include_subfolders, captions, trigger_word, check_file)
         return io.NodeOutput(
             [pixels_on_disk(image.file) for image in loaded],
             [alpha_on_disk(image.file) for image in loaded],
@@ -220,31 +217,3 @@ def _copy_inputs() -> list[io.Input]:
             tooltip="Times each picture counts in one epoch; matters when several sets are trained together.",
         ),
     ]
-
-
-def find_folder(name: str) -> Path:
-    """Return the folder that `name` means, links and ".." resolved; relative names are looked up in input first.
-
-    Raises ValueError for an empty name, one that is not there, and one outside the folders that are allowed.
-    """
-    if not name.strip():
-        raise ValueError("No folder is named: write the name of a folder inside ComfyUI's input folder.")
-    roots = [Path(root).resolve() for root in allowed_folders()]
-    candidates = [(root / name.strip()).resolve() for root in roots]
-    allowed = [path for path in candidates if any(path.is_relative_to(root) for root in roots)]
-    for path in allowed:
-        if path.is_dir():
-            return path
-    if candidates[0] not in allowed:
-        raise ValueError(
-            f"The folder {name!r} may not be read: it is outside ComfyUI's input and output folders. Put the pictures"
-            f" there, or list the folder under {EXTRA_FOLDERS!r} in extra_model_paths.yaml and restart ComfyUI."
-        )
-    places = ", ".join(str(path) for path in dict.fromkeys(allowed))
-    raise ValueError(f"There is no folder {name!r}; looked for {places}.")
-
-
-def allowed_folders() -> list[str]:
-    """Return the folders that pictures may be read from, those in them included."""
-    extra = folder_paths.folder_names_and_paths.get(EXTRA_FOLDERS, ([], set()))[0]
-    return [folder_paths.get_input_directory(), folder_paths.get_output_directory(), *extra]

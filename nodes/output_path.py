@@ -22,8 +22,9 @@ def output_path(folder: str, name: str, ending: str, overwrite: bool) -> Path:
     """Return the file to write for a name, inside output/<folder> whatever the name says; a free one if not to overwrite."""
     root = Path(folder_paths.get_output_directory(), folder).resolve()
     given, name = name, name.strip().removesuffix(ending)
-    path = None if _FORBIDDEN.search(name) else _path_of(root, f"{name}{ending}")
-    if path is None or not all(map(_is_name, name.split("/"))):
+    is_name = not _FORBIDDEN.search(name) and all(map(_is_name, name.split("/")))
+    path = _path_of(root, f"{name}{ending}") if is_name else None
+    if path is None:
         raise ValueError(
             f"{given[:LONGEST_NAME]!r} is no name for a file in {root}: give a plain name that every system takes, or one "
             "with folders inside it as in style/my_lora."

@@ -8,7 +8,8 @@ from ..trainer.buckets import BucketConfig
 from ..trainer.cropping import fill_buckets
 from ..trainer.images import load_folder, pair_by_suffix
 from ..trainer.picture import to_unit_range
-from .images import LoadImageFolder, find_folder, folder_inputs, frame_inputs
+from .allowed import check_file, find_folder
+from .images import LoadImageFolder, folder_inputs, frame_inputs
 
 
 class LoadImagePairs(io.ComfyNode):
@@ -56,7 +57,7 @@ class LoadImagePairs(io.ComfyNode):
         min_length: int,
         max_ratio: float,
     ) -> io.NodeOutput:
-        loaded = load_folder(find_folder(folder), include_subfolders, captions, trigger_word)
+        loaded = load_folder(find_folder(folder), include_subfolders, captions, trigger_word, check_file)
         frames = BucketConfig(width, height, buckets_step, min_length, max_ratio)
         pairs = pair_by_suffix(loaded, suffix)
         images = [image for pair in pairs for image in pair]

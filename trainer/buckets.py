@@ -36,7 +36,9 @@ class BucketConfig:
         ]
         limited = {name: (value, LARGEST_SIDE) for name, value in sides.items()}
         limited |= {"sub_image_num": (self.sub_image_num, MOST_SUB_IMAGES), "repeats": (self.repeats, MOST_REPEATS)}
-        problems += [f"{name} {value} must be {most} or less" for name, (value, most) in limited.items() if value > most]
+        problems += [
+            f"{name} {value} must be {most} or less" for name, (value, most) in limited.items() if value > most
+        ]
         if not self.max_ratio >= 1:
             problems.append(f"max_ratio {self.max_ratio} must be at least 1 (longer side / shorter side)")
         if self.sub_image_num < 0:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from .picture import PictureFile, attempt, read_header, refuse_truncated
 
@@ -17,6 +17,9 @@ CaptionSource = Literal["caption file", "file name", "trigger word only"]
 CAPTION_SOURCES: tuple[str, ...] = get_args(CaptionSource)
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".tif", ".tiff", ".bmp", ".webp", ".pcx", ".ico")
 CAPTION_EXTENSIONS = (".txt", ".caption")  # the first one that exists wins
+LONGEST_CAPTION = 100_000  # bytes
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +37,15 @@ class _ImageFile:
 
 
 def load_folder(
-    folder: Path, include_subfolders: bool, caption_source: CaptionSource, trigger_word: str
+    folder: Path,
+    include_subfolders: bool,
+    caption_source: CaptionSource,
+    trigger_word: str,
+    check: Callable[[Path], object] = lambda path: None,
 ) -> list[LoadedImage]:
     """Find every picture of `folder` in natural order ("2.png" before "10.png"), subfolders included if wanted.
 
+    check: raises ValueError for a file that must not be read
     Raises ValueError if there is none, or one that names every file that cannot be used, each with its reason. Pixels
     are not read, so a picture that is damaged inside, and not cut short, shows only when they are.
     """
@@ -48,11 +56,19 @@ def load_folder(
         raise ValueError(_explain_empty(folder, include_subfolders))
     problems: dict[Path, str] = {}
 
+    def read(read_it: Callable[[Path], T], path: Path) -> T | None:
+        def read_checked() -> T:
+            check(path)
+            _check_file(path)
+            return read_it(path)
+
+        return attempt(read_checked, path, problems)
+
     def load(file: _ImageFile) -> LoadedImage | None:
-        header = attempt(lambda: read_header(file.path), file.path, problems)
+        header = read(read_header, file.path)
         words = _name_to_words(file.path) if caption_source == "file name" else None
         if caption_source == "caption file" and file.caption_path:
-            words = attempt(lambda: _read_caption(file.caption_path), file.caption_path, problems)
+            words = read(_read_caption, file.caption_path)
         return LoadedImage(header, _join_caption(trigger_word, words)) if header else None
 
     with refuse_truncated(), ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -126,7 +142,14 @@ def _natural_key(path: Path) -> tuple[list[list[str | int]], str]:
     return numbered, path.as_posix()
 
 
+def _check_file(path: Path) -> None:
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise ValueError("is no file")
+
+
 def _read_caption(path: Path) -> str:
+    if path.stat().st_size > LONGEST_CAPTION:
+        raise ValueError(f"is longer than {LONGEST_CAPTION} bytes, so it is no caption")
     return path.read_bytes().decode("utf-8-sig")
 
 

@@ -18,6 +18,7 @@ from .buckets import Frame
 
 # Only these decoders: a file that merely calls itself .png must not start, say, the PostScript interpreter.
 DECODERS = ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "PCX", "ICO")
+MAX_PIXELS = 178_956_970  # where Pillow refuses, too, unless another pack has switched that off
 ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 T = TypeVar("T")
@@ -93,21 +94,27 @@ def read_header(path: Path) -> PictureFile:
 
 @contextmanager
 def open_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """Open a picture of a known format."""
+    """Open a picture of a known format. Raises ValueError for one of too many pixels, however few bytes it has."""
     # A file, not its path: by path Pillow maps uncompressed TIFFs into memory and scrambles those turned by 90 degrees.
     with path.open("rb") as file, Image.open(file, formats=DECODERS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"has {image.width}x{image.height} pixels, and {MAX_PIXELS} are the most: scale it down")
         yield image
 
 
 @contextmanager
 def refuse_truncated() -> Iterator[None]:
-    """Make Pillow raise on a truncated file, whatever another node pack set: half of it would be gray."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    """Make Pillow raise on a truncated file, whatever another node pack set: half of it would be gray.
+
+    And on one of too many pixels: a picture may hold another one, as an icon does, whose size shows only then.
+    """
+    before, most = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    Image.MAX_IMAGE_PIXELS = min(most or MAX_PIXELS, MAX_PIXELS // 2)  # Pillow warns of more, and refuses twice as many
     try:
         yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+        ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before, most
 
 
 def attempt(read: Callable[[], T], path: Path, problems: dict[Path, str]) -> T | None:
