@@ -36,6 +36,7 @@ def open_training(
                     stack.enter_context(copied_residuals(clip))
                 yield HostDenoiser(patcher), layers
         finally:
+            torch.zeros((), requires_grad=True).backward()  # lets torch drop what a broken backward pass had left to do
             patcher.cleanup()
             for each in patchers:
                 _give_back_quantized(each.model)

@@ -73,7 +73,7 @@ class Previewer:
                 return torch.cat([self._without, self._sample()], dim=1)
         except Exception as error:
             too_large = is_out_of_memory(error)
-            reason = "there is too little memory for them, so make them smaller" if too_large else error
+            reason = "there is too little memory for them, so make them smaller" if too_large else str(error)
             logger.warning("The training goes on without samples: %s.", reason)
             self._works = False
             return None

@@ -115,7 +115,7 @@ def _train(
         try:
             return lora, keep(lora, run.history, run.state(), milestone)
         except Exception as error:
-            logger.warning("Step %d of the training is not kept: %s %s", len(run.history), error, otherwise)
+            logger.warning("Step %d of the training is not kept: %s %s", len(run.history), str(error), otherwise)
             return lora, None
 
     def on_step(step: int, loss: float, learning_rate: float) -> None:
