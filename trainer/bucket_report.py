@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
 import numpy as np
@@ -99,7 +101,8 @@ def _count(items: Sequence[object] | dict[Frame, Group], noun: str) -> str:
 def _draw_group(frame: Frame, group: Group) -> Image.Image:
     size = _tile_size(frame)
     columns = max(1, (SHEET_WIDTH - GAP) // (size[0] + GAP))
-    tiles = [_draw_tile(image, size) for image in group[:TILES_PER_FRAME]]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        tiles = list(pool.map(lambda image: _draw_tile(image, size), group[:TILES_PER_FRAME]))
     rows = -(-len(tiles) // columns)
     shown = f", the first {TILES_PER_FRAME} shown" if len(group) > len(tiles) else ""
     lines = [_heading(frame, group) + shown, _describe_crop(group)]

@@ -94,10 +94,12 @@ def _refuse_other_shapes(masked: list[_Source]) -> None:
 
 
 def _crop_all(sources: list[_Source], frames: list[list[Frame]]) -> list[TrainingImage]:
-    """Crop every picture to its frames; as many originals are in memory at once as there are processor cores."""
+    """Crop every picture to its frames; as many files are in memory at once as there are processor cores."""
     problems: dict[Path, str] = {}
+    from_files = any(isinstance(source.picture, PictureFile) for source in sources)
     with refuse_truncated(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        cropped = list(pool.map(lambda source, chosen: _crop(source, chosen, problems), sources, frames))
+        run = pool.map if from_files else map  # PyTorch scales a tensor on all cores by itself
+        cropped = list(run(lambda source, chosen: _crop(source, chosen, problems), sources, frames))
     if problems:
         files = "1 file" if len(problems) == 1 else f"{len(problems)} files"
         lines = [f"- {path}: {problems[path]}" for path in sorted(problems)]
@@ -109,9 +111,7 @@ def _crop(source: _Source, frames: list[Frame], problems: dict[Path, str]) -> li
     pixels = _read(lambda: _cover_all(source.picture, frames), source.picture, problems)
     masks = _read(lambda: _cover_mask(source.mask, frames), source.mask, problems)
     return [
-        TrainingImage(
-            crop, source.caption, None if mask is None or bool(mask.all()) else mask, source.name, source.size
-        )
+        TrainingImage(crop, source.caption, mask, source.name, source.size)
         for crop, mask in zip(pixels or (), masks or ())
     ]
 
@@ -130,11 +130,13 @@ def _cover_all(picture: Picture, frames: list[Frame]) -> list[torch.Tensor]:
 
 
 def _cover_mask(mask: Picture | None, frames: list[Frame]) -> list[torch.Tensor | None]:
+    """Return a mask for each frame, (H, W) bool, None where all of it is trained."""
     if mask is None or (isinstance(mask, PictureFile) and not mask.has_alpha):
         return [None] * len(frames)
     alpha = mask.alpha() if isinstance(mask, PictureFile) else mask
     trained = (alpha > MASK_THRESHOLD)[:, :, None].float()
-    return [_cover(trained, frame, "nearest-exact")[:, :, 0] > 0 for frame in frames]
+    covered = [_cover(trained, frame, "nearest-exact")[:, :, 0] > 0 for frame in frames]
+    return [None if bool(mask.all()) else mask for mask in covered]
 
 
 def _cover(picture: torch.Tensor, frame: Frame, mode: str) -> torch.Tensor:
