@@ -157,11 +157,12 @@ def _engine(folder: Path, side: int) -> Callable[[], list]:
 def _nodes(folder: Path, side: int) -> Callable[[], list]:
     folder_paths, images = importlib.import_module("folder_paths"), importlib.import_module("pack.nodes.images")
     folder_paths.set_input_directory(str(folder))
-    folder_paths.set_temp_directory(tempfile.mkdtemp())
+    shown = tempfile.TemporaryDirectory()  # goes when the process ends
     frames = {"width": side, "height": side, "buckets_step": 128, "min_length": side // 2, "max_ratio": 2.0}
     copies = {"sub_image_num": 0, "mirroring": False, "disable_upscale": False, "repeats": 1}
 
     def run() -> list:
+        folder_paths.set_temp_directory(shown.name)
         pictures, masks, captions, names = images.LoadImageFolder.execute(".", False, "caption file", "").args
         values = {name: [value] for name, value in (frames | copies).items()}
         return images.BucketImages.execute(pictures, captions, masks=masks, names=names, **values).args[0]
