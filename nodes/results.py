@@ -85,7 +85,8 @@ class TrainingResults:
         failures = [failure for failure in map(_try, writing) if failure]
         _clean_up()
         if failures:
-            raise OSError(" ".join(failures))
+            more = f" {len(failures) - 1} more of its files are not written either." if failures[1:] else ""
+            raise OSError(f"{failures[0]}{more}")
         if step < self._steps:
             logger.info("Step %d of %d of the training is kept in %s", step, self._steps, path)
         return path

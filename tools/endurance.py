@@ -90,6 +90,8 @@ def main() -> int:
             f"memory: {watch.early / 1e6:.1f} MB after {WARM_UP} steps, {late / 1e6:.1f} MB after the last "
             f"({late / watch.early - 1:+.1%})"
         )
+        tenths = [watch.seconds[i * steps // 10 : (i + 1) * steps // 10] for i in range(10)]
+        print(f"ms a step in each tenth: {', '.join(f'{median(tenth) * 1000:.2f}' for tenth in tenths)}")
         for file in files:
             print(f"{file.stat().st_size:>10,} bytes  {file.relative_to(folder)}")
     return int(last > (1 + MOST_SLOWER) * first or late > (1 + MOST_GROWTH) * watch.early)

@@ -1,0 +1,401 @@
+"""What was trained is never lost: killed programs, full disks, folders that cannot be written, names that are taken."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import folder_paths
+import pytest
+import torch
+from killed_training import SAVE_EVERY
+from pack.nodes.files import SaveLoRA
+from pack.nodes.loss_table import read_table
+from pack.trainer.config import TrainingConfig
+from pack.trainer.files import LoRAWeights, load_lora
+from pack.trainer.state import load_state
+from pack.trainer.writing import ABANDONED, whole_file
+from tiny_host import TinyHost
+
+KILLS, STEPS = 20, 100
+EVERY_STEP = {"settings": TrainingConfig(save_every=1, lr_scheduler="constant")}
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="This system cannot copy a process.")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> TinyHost:
+    return TinyHost(tmp_path_factory.mktemp("model"))
+
+
+class Copies:
+    """Runs trainings in copies of a process that has a tiny model loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        script = Path(__file__).with_name("killed_training.py")
+        self.output, pipe = folder / "output", subprocess.PIPE
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # a copy of a process has none of its other threads
+        self._process = subprocess.Popen([sys.executable, script, folder], stdin=pipe, stdout=pipe, env=environment)
+
+    def start(self, *trainings: str) -> list[int]:
+        """Start a copy for each training, "SEED:STEPS"; return their process ids."""
+        self._process.stdin.write(f"{' '.join(trainings)}\n".encode())
+        self._process.stdin.flush()
+        return [int(self.wait_for("started")[-1]) for _ in trainings]
+
+    def wait_for(self, word: str) -> list[str]:
+        """Wait until something is told; return it."""
+        for line in self._process.stdout:
+            if line.split()[0] == word.encode():
+                return line.decode().split()
+        raise AssertionError("The copies have ended.")
+
+    def steps(self) -> Iterator[int]:
+        """Give the steps that are told until all copies are gone."""
+        for line in self._process.stdout:
+            words = line.decode().split()
+            if words == ["gone"]:
+                return
+            if words[0] == "step":
+                yield int(words[1])
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory) -> Iterator[Copies]:
+    running = Copies(tmp_path_factory.mktemp("killed"))
+    yield running
+    running.close()
+
+
+def read_all(output: Path, known: dict[tuple[str, int], int]) -> dict[str, int]:
+    """Read every file as what its ending says; return the steps of each LoRA. Raises for one that is not whole.
+
+    known: the LoRAs that were read before, by name and time
+    """
+    steps = {}
+    for file in (output / "loras").rglob("*.*"):
+        if file.suffix == ".safetensors":
+            key = file.name, file.stat().st_mtime_ns
+            known[key] = steps[file.name] = known.get(key) or int(load_lora(file).metadata["traintrain_step"])
+        elif file.suffix == ".state":
+            assert len(load_state(file)["losses"]) > 0
+        elif file.suffix == ".csv":
+            assert len(next(iter(read_table(file).values()))) > 0
+    return steps
+
+
+def listed_by_host(output: Path) -> set[str]:
+    files, _ = folder_paths.recursive_search(str(output / "loras"), [".git"])
+    return {
+        Path(name).name for name in folder_paths.filter_files_extensions(files, folder_paths.supported_pt_extensions)
+    }
+
+
+@needs_fork
+def test_twenty_kills_at_random_moments_lose_nothing(copies, tmp_path):
+    """Each life of the training goes on where the last one was kept, and its end is that of a training never killed."""
+    rng, done, known = random.Random(1), 0, {}
+    for _ in range(KILLS):
+        (process,) = copies.start(f"5:{STEPS}")
+        lived = rng.randrange(1, 5)  # steps, and then a while
+        for reached in copies.steps():
+            done, lived = max(done, reached), lived - 1
+            if lived == 0:
+                time.sleep(rng.random() * 0.02)
+                os.kill(process, signal.SIGKILL)
+        kept = read_all(copies.output, known)
+        assert kept.keys() == listed_by_host(copies.output)
+        assert done - max(kept.values(), default=0) <= SAVE_EVERY
+    assert KILLS / 2 < done < STEPS
+    copies.start(f"5:{STEPS}")
+    copies.wait_for("saved")
+    copies.wait_for("gone")
+    killed = load_lora(copies.output / "loras" / "mine.safetensors")
+    straight = Copies(tmp_path)
+    straight.start(f"5:{STEPS}")
+    straight.wait_for("gone")
+    straight.close()
+    never_killed = load_lora(tmp_path / "output" / "loras" / "mine.safetensors")
+    assert killed.keys() == never_killed.keys()
+    assert all(torch.equal(killed[key], never_killed[key]) for key in killed)
+
+
+@needs_fork
+def test_two_of_the_same_training_at_once_both_end_well(copies):
+    copies.start("6:12", "6:12")
+    assert sorted(copies.steps())[-2:] == [12, 12]
+    kept = read_all(copies.output, {})
+    assert kept["mine.safetensors"] == 12
+
+
+def save(lora: dict[str, torch.Tensor], name: str, overwrite: bool = False) -> Path:
+    SaveLoRA.hidden = SimpleNamespace(prompt={}, extra_pnginfo=None)
+    return Path(SaveLoRA.execute(lora, name, "fp32", 1.0, overwrite).args[0])
+
+
+def test_two_programs_never_take_one_name(output_folder):
+    """They look for a free name at the same time, and find the same one."""
+    start, saved = threading.Barrier(2), {}
+
+    def save_many(number: int) -> None:
+        for round_ in range(30):
+            lora = {"a.lora_up.weight": torch.tensor([[float(number)], [float(round_)]])}
+            start.wait()
+            saved[number, round_] = save(lora, "mine")
+
+    programs = [threading.Thread(target=save_many, args=(number,)) for number in range(2)]
+    for program in programs:
+        program.start()
+    for program in programs:
+        program.join()
+    assert len(saved) == len(set(saved.values())) == 60
+    for (number, round_), path in saved.items():
+        assert load_lora(path)["a.lora_up.weight"].flatten().tolist() == [number, round_]
+
+
+# A disk that is full, in earnest where a disk can be made, and as if elsewhere.
+
+
+class Disk:
+    """The host's output folder on a disk whose end can be reached."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def fill(self) -> None:
+        """Leave no room."""
+
+    def empty(self) -> None:
+        """Give the room back."""
+
+
+class SmallDisk(Disk):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+        if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("This user cannot make a disk.")
+
+    def fill(self) -> None:
+        with pytest.raises(OSError, match="No space"), open(self.folder / "other", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    def empty(self) -> None:
+        (self.folder / "other").unlink()
+
+    def remove(self) -> None:
+        subprocess.run(["umount", "-l", str(self.folder)], check=True)
+
+
+class PretendedDisk(Disk):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._patch = pytest.MonkeyPatch()
+
+    def fill(self) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        self._patch.setattr(os, "fsync", refuse)
+
+    def empty(self) -> None:
+        self._patch.undo()
+
+    remove = empty
+
+
+@pytest.fixture(params=[SmallDisk, PretendedDisk], ids=["a small disk", "a pretended one"])
+def disk(request, tmp_path, monkeypatch) -> Iterator[Disk]:
+    made = request.param(tmp_path / "disk")
+    monkeypatch.setattr(folder_paths, "output_directory", str(made.folder))
+    yield made
+    made.remove()
+
+
+def at_step(monkeypatch, step: int, act: Callable[[], None]) -> list[int]:
+    """Do something when a step is done; return the steps as they come."""
+    steps: list[int] = []
+
+    def tell(_: object, reached: int, *figures: float) -> None:
+        steps.append(reached)
+        if reached == step:
+            act()
+
+    monkeypatch.setattr("pack.nodes.progress.TrainingProgress.__call__", tell)
+    return steps
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*.*") if file.is_file()}
+
+
+def test_a_training_goes_on_while_the_disk_is_full_and_is_kept_when_there_is_room(tiny, disk, monkeypatch, caplog):
+    tiny.train("copy machine", steps=1, **EVERY_STEP)
+    before = contents(disk.folder)
+    steps = at_step(monkeypatch, 1, disk.fill)
+
+    def look_and_empty() -> None:
+        assert contents(disk.folder) == before
+        (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert "safetensors cannot be written (" in warning and "No space left" in warning
+        assert "goes on, and tries again" in warning
+        disk.empty()
+
+    tell = sys.modules["pack.nodes.progress"].TrainingProgress.__call__
+    monkeypatch.setattr(
+        "pack.nodes.progress.TrainingProgress.__call__",
+        lambda self, step, *figures: (look_and_empty() if step == 2 else None, tell(self, step, *figures)),
+    )
+    tiny.train("iLECO", steps=4, **EVERY_STEP)
+    assert steps == [1, 2, 3, 4]
+    names = sorted(file.name for file in disk.folder.rglob("ILECO_*steps.safetensors"))
+    assert names == ["ILECO_2steps.safetensors", "ILECO_3steps.safetensors"]  # the last one is for Save LoRA
+    assert before.items() <= contents(disk.folder).items()
+
+
+def test_a_lora_that_cannot_be_kept_goes_into_the_graph_all_the_same(tiny, disk, monkeypatch, caplog):
+    at_step(monkeypatch, 2, disk.fill)
+    _, lora, loss = tiny.train("iLECO", steps=2)
+    assert "The graph goes on with it: save it by Save LoRA" in caplog.text and len(loss["loss"]) == 2
+    with pytest.raises(
+        OSError, match=r"mine.safetensors cannot be written.*No space.*in memory alone: queue again"
+    ) as error:
+        save(lora, "mine")
+    assert contents(disk.folder).keys() <= {disk.folder / "other"}
+    disk.empty()
+    assert load_lora(save(lora, "mine")).keys() == lora.keys()
+    assert "\n" not in str(error.value)
+
+
+def test_a_lora_that_cannot_be_saved_is_where_the_message_says(tiny, disk, monkeypatch):
+    _, lora, _ = tiny.train("iLECO", steps=2)
+    save(lora, "mine")
+    before = contents(disk.folder)
+    disk.fill()
+    with pytest.raises(
+        OSError, match="No space.*The LoRA is kept in .*: queue again, and it is saved without"
+    ) as error:
+        save(lora, "mine", overwrite=True)
+    disk.empty()
+    assert contents(disk.folder) == before
+    kept = load_lora(Path(str(error.value).partition("is kept in ")[2].partition(": queue")[0]))
+    assert all(torch.equal(kept[key], lora[key]) for key in lora)
+    steps = at_step(monkeypatch, 0, lambda: None)
+    *_, again, _ = tiny.train("iLECO", steps=2)
+    assert steps == [] and all(torch.equal(again[key], lora[key]) for key in lora)
+
+
+def test_samples_that_cannot_be_kept_do_not_end_a_training(tiny, disk, monkeypatch, caplog):
+    at_step(monkeypatch, 1, disk.fill)
+    *_, loss = tiny.train("iLECO", steps=3, preview=tiny.preview(every=2))
+    assert len(loss["loss"]) == 3 and "The samples of step 2 are not kept" in caplog.text
+
+
+# Folders and names.
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_training(tiny, output_folder, monkeypatch):
+    steps = at_step(monkeypatch, 0, lambda: None)
+    mkdir = os.mkdir
+
+    def refuse(path: str, *arguments: object) -> None:
+        if str(path).startswith(str(output_folder / "loras" / "trained" / ".")):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        mkdir(path, *arguments)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(OSError, match=r"loras/trained cannot be written \(Permission denied\): make room"):
+        tiny.train("iLECO", steps=2)
+    assert steps == []
+
+
+@pytest.mark.parametrize("taken, name", [("mine.safetensors/x", "mine"), ("style", "style/mine")])
+def test_a_name_that_is_a_folder_or_leads_through_a_file_is_refused_and_both_stay(tiny, output_folder, taken, name):
+    _, lora, _ = tiny.train("iLECO", steps=1)
+    there = output_folder / "loras" / taken
+    there.parent.mkdir(exist_ok=True)
+    there.write_bytes(b"the user's own")
+    before = contents(output_folder)
+    with pytest.raises(
+        OSError, match=r"mine.safetensors cannot be written \(.*choose another name. The LoRA is kept in"
+    ):
+        save(lora, name, overwrite=True)
+    assert contents(output_folder) == before and there.read_bytes() == b"the user's own"
+    if name == "mine":
+        assert save(lora, name).name == "mine_2.safetensors"
+
+
+def test_a_lora_of_elsewhere_is_not_said_to_be_kept(output_folder):
+    (output_folder / "loras").mkdir(parents=True)
+    (output_folder / "loras" / "style").write_bytes(b"")
+    with pytest.raises(OSError, match="choose another name. $"):
+        save(LoRAWeights({"a.lora_up.weight": torch.ones(1, 1)}), "style/mine")
+
+
+# Files in the making.
+
+
+@needs_fork
+def test_what_a_killed_program_leaves_is_no_lora_and_goes_in_time(tmp_path):
+    child = os.fork()
+    if child == 0:
+        with whole_file(tmp_path / "loras" / "mine.safetensors") as part:
+            part.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    (tmp_path / "loras" / ".other.part").mkdir()
+    left = [file for file in (tmp_path / "loras").rglob("*") if file.is_file()]
+    assert [file.read_bytes() for file in left] == [b"half"] and listed_by_host(tmp_path) == set()
+
+    def write_another() -> set[Path]:
+        with whole_file(tmp_path / "loras" / "another.safetensors") as part:
+            part.write_bytes(b"whole")
+        return set((tmp_path / "loras").rglob("*"))
+
+    assert left[0] in write_another()  # it might be in the making
+    for path in (left[0], left[0].parent, tmp_path / "loras" / ".other.part"):
+        os.utime(path, (time.time() - ABANDONED - 60,) * 2)
+    assert write_another() == {tmp_path / "loras" / ".other.part", tmp_path / "loras" / "another.safetensors"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_file_that_is_not_finished_leaves_the_earlier_one(tmp_path, error):
+    path = tmp_path / "a.csv"
+    path.write_text("earlier")
+    with pytest.raises(error), whole_file(path) as part:
+        part.write_text("half")
+        raise error
+    assert path.read_text() == "earlier" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, seen = tmp_path / "a.csv", []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (fsync(handle), seen.append((os.fstat(handle).st_size, path.exists())))
+    )
+    with whole_file(path) as part:
+        part.write_text("whole")
+    assert seen == [(5, False)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Other systems have other rights.")
+def test_a_lora_can_be_read_by_those_who_can_read_other_files(output_folder):
+    path = save({"a.lora_up.weight": torch.ones(1, 1)}, "mine")
+    (output_folder / "plain").touch()
+    assert path.stat().st_mode == (output_folder / "plain").stat().st_mode
