@@ -55,9 +55,9 @@ def fill_buckets(
     main, sub = main_frames(config), sub_frames(config) if config.sub_image_num else []
     frames = [choose_frames(source.size, main, sub, config) for source in sources]
     _refuse_small([source for source, chosen in zip(sources, frames) if not chosen], main + sub)
-    filled = [replace(image, repeats=config.repeats) for image in _crop_all(sources, frames)]
-    _refuse_masked_out(filled)
-    return [copy for image in filled for copy in ((image, _mirror(image)) if config.mirroring else (image,))]
+    filled = _crop_all(sources, frames, config)
+    _refuse_masked_out([image for image in filled if not image.mirrored])
+    return filled
 
 
 def _pair_up(
@@ -93,13 +93,16 @@ def _refuse_other_shapes(masked: list[_Source]) -> None:
         raise ValueError(f"Masks must have the shape of their images: {'; '.join(wrong)}.")
 
 
-def _crop_all(sources: list[_Source], frames: list[list[Frame]]) -> list[TrainingImage]:
-    """Crop every picture to its frames; as many files are in memory at once as there are processor cores."""
+def _crop_all(sources: list[_Source], frames: list[list[Frame]], config: BucketConfig) -> list[TrainingImage]:
+    """Crop every picture to its frames, each followed by its mirrored copy if wanted.
+
+    As many files are in memory at once as there are processor cores.
+    """
     problems: dict[Path, str] = {}
     from_files = any(isinstance(source.picture, PictureFile) for source in sources)
     with refuse_truncated(), ThreadPoolExecutor(os.cpu_count()) as pool:
         run = pool.map if from_files else map  # PyTorch scales a tensor on all cores by itself
-        cropped = list(run(lambda source, chosen: _crop(source, chosen, problems), sources, frames))
+        cropped = list(run(lambda source, chosen: _crop(source, chosen, config, problems), sources, frames))
     if problems:
         files = "1 file" if len(problems) == 1 else f"{len(problems)} files"
         lines = [f"- {path}: {problems[path]}" for path in sorted(problems)]
@@ -107,13 +110,14 @@ def _crop_all(sources: list[_Source], frames: list[list[Frame]]) -> list[Trainin
     return [image for images in cropped for image in images]
 
 
-def _crop(source: _Source, frames: list[Frame], problems: dict[Path, str]) -> list[TrainingImage]:
+def _crop(source: _Source, frames: list[Frame], config: BucketConfig, problems: dict[Path, str]) -> list[TrainingImage]:
     pixels = _read(lambda: _cover_all(source.picture, frames), source.picture, problems)
     masks = _read(lambda: _cover_mask(source.mask, frames), source.mask, problems)
-    return [
-        TrainingImage(crop, source.caption, mask, source.name, source.size)
+    cropped = [
+        TrainingImage(crop, source.caption, mask, source.name, source.size, repeats=config.repeats)
         for crop, mask in zip(pixels or (), masks or ())
     ]
+    return [copy for image in cropped for copy in ((image, _mirror(image)) if config.mirroring else (image,))]
 
 
 def _read(read: Callable[[], T], picture: Picture | None, problems: dict[Path, str]) -> T | None:
