@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..trainer.data import EncodedImage
 from . import host
 from .images import TrainingImages
+from .inputs import check_values
 
 
 class EncodedTrainingImages(io.ComfyNode):
@@ -33,6 +34,7 @@ class EncodedTrainingImages(io.ComfyNode):
 
     @classmethod
     def execute(cls, latents, conditioning) -> io.NodeOutput:
+        check_values(cls, {"latents": latents, "conditioning": conditioning})
         samples = [sample for latent in latents for sample in latent["samples"]]
         prompts = [prompt for entries in conditioning for prompt in host.read_conditioning(entries)]
         if len(samples) != len(prompts):

@@ -61,7 +61,7 @@ class SaveLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, name, save_precision, strength, overwrite) -> io.NodeOutput:
-        check_values(cls, {"strength": strength, "save_precision": save_precision})
+        check_values(cls, {"lora": lora, "strength": strength, "save_precision": save_precision})
         sent = cls.hidden.extra_pnginfo  # any client sends what it likes
         workflow = {"prompt": cls.hidden.prompt, **(sent if isinstance(sent, dict) else {})}
 
@@ -156,8 +156,9 @@ class PlotLoss(io.ComfyNode):
         from .plot import draw_losses, save_picture  # matplotlib takes a second to import: not when ComfyUI starts
 
         wired = [run for run in (loss or {}).values() if run is not None]
+        histories = [(run, _history(run)) for run in wired]
         runs = _named_apart(
-            [(run.get("name", f"run {number}"), _history(run)) for number, run in enumerate(wired, 1)]
+            [(str(run.get("name", f"run {number}")), history) for number, (run, history) in enumerate(histories, 1)]
             + [run for table in tables.split(",") if table.strip() for run in read_table(_find_table(table)).items()]
         )
         if not runs:
@@ -173,6 +174,8 @@ class PlotLoss(io.ComfyNode):
 
 def _history(run: dict) -> History:
     """Read a LOSS_MAP, ours or the host's, whose losses may be tensors, or a single one."""
+    if not isinstance(run, dict) or "loss" not in run:
+        raise ValueError(f"{str(run)[:SHOWN]} is no loss: wire the loss of a training.")
     losses = run["loss"] if isinstance(run["loss"], (list, tuple)) else [run["loss"]]
     return History([float(loss) for loss in losses], [float(rate) for rate in run.get("learning_rate", ())])
 

@@ -11,6 +11,7 @@ from ..trainer.cropping import Picture, fill_buckets
 from ..trainer.images import CAPTION_SOURCES, fingerprint_folder, load_folder
 from ..trainer.on_disk import TensorOnDisk, alpha_on_disk, pixels_on_disk
 from .allowed import check_file, find_folder
+from .inputs import check_values
 
 TrainingImages = io.Custom("TRAINING_IMAGES")  # a list of trainer.data.TrainingImage
 DEFAULTS = BucketConfig()
@@ -106,6 +107,7 @@ class BucketImages(io.ComfyNode):
         masks: list[torch.Tensor] | None = None,
         names: list[str] | None = None,
     ) -> io.NodeOutput:
+        check_values(cls, {"images": images, "masks": masks or []})
         sides = width[0], height[0], buckets_step[0], min_length[0]
         config = BucketConfig(*sides, max_ratio[0], sub_image_num[0], mirroring[0], disable_upscale[0], repeats[0])
         pictures = [picture for batch in images for picture in _take_apart(batch)]

@@ -1,0 +1,61 @@
+"""Where bad inputs are tried: folders of their own for the host, a model, and a folder that nothing may be read from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import matplotlib
+
+from ..server import Server
+from .case import Watch
+
+FOLDERS = ("input", "output", "temp", "loras")
+
+
+@dataclass(eq=False)
+class World:
+    """Folders below `base`, what the host has loaded (MODEL, CLIP and VAE), and a running ComfyUI."""
+
+    base: Path
+    models: tuple[Any, Any, Any]
+    server: Server
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def __post_init__(self) -> None:
+        for name in (*FOLDERS, "secret"):
+            (self.base / name).mkdir(parents=True, exist_ok=True)
+        (self.base / "secret" / "secret.txt").write_text("secret")
+
+    def new_folder(self) -> Path:
+        """Make an empty folder in the input folder."""
+        folder = self.base / "input" / f"folder_{next(self._numbers)}"
+        folder.mkdir()
+        return folder
+
+    def watch(self) -> Watch:
+        """Return what sees a file that is written outside these folders or read from the secret one."""
+        ours = [self.base / name for name in FOLDERS]
+        matplotlibs = [Path(folder()) for folder in (matplotlib.get_configdir, matplotlib.get_cachedir)]
+        return Watch([*ours, *matplotlibs], [self.base / "secret"])
+
+    @contextmanager
+    def in_host(self) -> Iterator[None]:
+        """Give the host these folders until the block ends."""
+        before = {name: getattr(folder_paths, f"{name}_directory") for name in FOLDERS[:3]}
+        known = folder_paths.folder_names_and_paths.copy()
+        for name in before:
+            setattr(folder_paths, f"{name}_directory", str(self.base / name))
+        folder_paths.folder_names_and_paths["loras"] = ([str(self.base / "loras")], {".safetensors"})
+        try:
+            yield
+        finally:
+            for name, path in before.items():
+                setattr(folder_paths, f"{name}_directory", path)
+            folder_paths.folder_names_and_paths.clear()
+            folder_paths.folder_names_and_paths.update(known)
