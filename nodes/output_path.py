@@ -22,7 +22,8 @@ def output_path(folder: str, name: str, ending: str, overwrite: bool) -> Path:
     """Return the file to write for a name, inside output/<folder> whatever the name says; a free one if not to overwrite."""
     root = Path(folder_paths.get_output_directory(), folder).resolve()
     given, name = name, name.strip().removesuffix(ending)
-    is_name = not _FORBIDDEN.search(name) and all(map(_is_name, name.split("/")))
+    *folders, last = name.split("/")
+    is_name = not _FORBIDDEN.search(name) and _is_name(last) and all(map(_is_folder, folders))
     path = _path_of(root, f"{name}{ending}") if is_name else None
     if path is None:
         raise ValueError(
@@ -56,7 +57,9 @@ def _path_of(root: Path, name: str) -> Path | None:
 
 def _is_name(part: str) -> bool:
     """Tell whether a part of a path means the same on every system."""
-    if part in (".", ".."):  # where those lead is seen when the path is resolved
-        return True
     fits = 0 < len(part.encode()) <= LONGEST_NAME and part == part.rstrip(". ")
     return fits and not _RESERVED.fullmatch(part)
+
+
+def _is_folder(part: str) -> bool:
+    return part in (".", "..") or _is_name(part)  # where those lead is seen when the path is resolved

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from ...nodes import host
 from ...nodes.files import LoadLoRA, SaveLoRA
@@ -32,7 +32,7 @@ NASTY = ("../../secret/x", "*", "**", "/etc", "..", "[", TRAINED, "0" * 16)
 
 def cases(world: World, rng: random.Random, count: int) -> Iterator[Case]:
     """Yield inputs: a bad LoRA file, read, put on the model, trained on and saved again as in a graph."""
-    good = _good_lora(world)
+    good = good_lora(world)
     for number in range(count):
         damage = rng.choice((_cut, _flip, _header, _header_length, _foreign, _tensors, _tensors, _metadata, _metadata))
         name, content = f"bad_{number}.safetensors", damage(rng, good)
@@ -77,7 +77,8 @@ def _look_up(world: World, content: bytes, labels: dict[str, str]) -> None:
 
 
 @cache
-def _good_lora(world: World) -> bytes:
+def good_lora(world: World) -> bytes:
+    """Return a LoRA file for the world's model."""
     model = world.models[0]
     with torch.inference_mode(False):
         network = create_network(NetworkConfig(rank=2, alpha=1), None, 0, model, None, model.model.diffusion_model)
@@ -145,8 +146,6 @@ def _tensors(rng: random.Random, content: bytes) -> bytes:
     """Whole files whose tensors do not go together, or are of no model that is here."""
     header, body = _read(content)
     metadata = header.pop("__metadata__")
-    from safetensors.torch import load
-
     tensors = load(content)
     key = rng.choice(list(tensors))
     base = key.rpartition(".lora_")[0] or key.removesuffix(".alpha")

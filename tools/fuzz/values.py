@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import load
 
 from ...nodes import NODES
 from ...nodes.addift import TrainADDifT
@@ -20,6 +21,7 @@ from ...nodes.preview import PreviewSettings
 from ...nodes.settings import LoRANetwork, TrainingSettings
 from ...nodes.training import TrainingNode
 from .case import Case
+from .loras import good_lora
 from .world import World
 
 KIND = "node values"
@@ -150,7 +152,7 @@ def _given(world: World) -> dict[type, dict[str, Any]]:
         "TrainLoRA": {"model": model, "clip": clip, "vae": vae, "training_images": bucketed.args[0]},
         "TrainILECO": {"model": model, "original": prompt, "target": prompt},
         "TrainCopyMachine": training,
-        "TrainDifference": {**training, "copy_machine": {}},
+        "TrainDifference": {**training, "copy_machine": load(good_lora(world))},
     }
     pair = {"original": [picture], "target": [1 - picture], "model": [model], "vae": [vae]}
     return {

@@ -1,0 +1,214 @@
+"""Captions, LoRAs, states, values and requests of a stranger's making: none ends in a bare error, or is searched for ever."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import folder_paths
+import pytest
+import torch
+from pack.nodes import host
+from pack.nodes.addift import TrainADDifT
+from pack.nodes.files import LoadLoRA, PlotLoss, SaveLoRA
+from pack.nodes.fingerprint import fingerprint
+from pack.nodes.images import BucketImages
+from pack.nodes.inputs import check_values
+from pack.nodes.progress import TrainingProgress
+from pack.nodes.results import FOLDER, STEP, TRAINING, TrainingResults, state_of
+from pack.nodes.train import TrainILECO
+from pack.trainer.files import load_lora
+from pack.trainer.state import load_state, save_state
+from PIL import Image
+from safetensors.torch import save_file
+
+LAYER = "unet.mid_block.attentions.0.proj_in"
+FINGERPRINT = "0123456789abcdef"
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch) -> Path:
+    """Give the host folders in a new place: input with a picture in `cats`, and a folder outside."""
+    for name in ("input/cats", "output", "outside", "loras"):
+        (tmp_path / name).mkdir(parents=True)
+    for place in ("input/cats/a.png", "outside/b.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / place)
+    (tmp_path / "outside" / "secret.txt").write_text("secret")
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    known = {key: value for key, value in folder_paths.folder_names_and_paths.items() if key != "training_images"}
+    known["loras"] = ([str(tmp_path / "loras")], {".safetensors"})
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
+    return tmp_path
+
+
+def training_node(name: str, **extra) -> SimpleNamespace:
+    saving = {"class_type": "TrainTrain_SaveLoRA", "inputs": {"lora": ["1", 0], "name": name}}
+    prompt = {"1": {"class_type": "X", "inputs": {}}, "2": saving}
+    hidden = SimpleNamespace(unique_id="1", prompt=prompt, extra_pnginfo=extra.get("sent"))
+    return SimpleNamespace(hidden=hidden, __name__="TrainX")
+
+
+# Captions
+
+
+@pytest.mark.parametrize("caption, reason", [("(" * 3000 + "cat" + ")" * 3000, "brackets"), ("cat " * 3000, "letters")])
+def test_a_caption_that_no_text_encoder_reads_is_refused_by_its_start(shapes, caption, reason):
+    for encoder in (host.HostTextEncoder, host.TrainedTextEncoder):
+        with pytest.raises(ValueError, match=rf"The caption '.* \.\.\. has .*{reason}"):
+            encoder(shapes[1]).encode([caption])
+
+
+# LoRA files and states
+
+
+def lora_file(path: Path, settings: object = None, **tensors: torch.Tensor) -> Path:
+    weights = {"lora_A.weight": torch.ones(2, 4), "lora_B.weight": torch.ones(4, 2)} | tensors
+    metadata = {"lora_adapter_metadata": settings if isinstance(settings, str) else json.dumps(settings)}
+    save_file({f"{LAYER}.{key}": tensor for key, tensor in weights.items()}, path, metadata if settings else None)
+    return path
+
+
+def test_a_pattern_of_a_files_making_is_not_searched_with(tmp_path):
+    """(a|a)*b on thirty letters a takes minutes, and hours on forty."""
+    patterns = {"(a|a)*b$": 1}
+    path = lora_file(tmp_path / "evil.safetensors", {"unet.lora_alpha": 2, "unet.alpha_pattern": patterns})
+    tensors = {"unet." + "a" * 30 + ".lora_B.weight": torch.ones(4, 2)}
+    save_file(
+        tensors, path, {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 2, "unet.alpha_pattern": patterns})}
+    )
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=r"evil.safetensors says .*\(a\|a\)\*b\$ is no name of a layer"):
+        load_lora(path)
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    "pattern, matches",
+    [("proj_in", True), ("attentions.0.proj_in", True), (r"attentions\.0\.proj_in$", True), ("roj_in", False)]
+    + [("^mid_block.attentions.0.proj_in", True), ("^proj_in", False), ("mid_block", False)],
+)
+def test_a_pattern_is_a_layers_name_or_its_end(tmp_path, pattern, matches):
+    settings = {"unet.lora_alpha": 2, "unet.alpha_pattern": {pattern: 6}}
+    lora = load_lora(lora_file(tmp_path / "a.safetensors", settings))
+    assert lora[f"{LAYER}.lora_B.weight"].unique().tolist() == [3.0 if matches else 1.0]
+
+
+@pytest.mark.parametrize("settings", ["{", "[" * 5000, "3", {"unet.lora_alpha": "x"}, {"unet.lora_alpha": None}])
+def test_metadata_that_cannot_be_read_is_named(tmp_path, settings):
+    with pytest.raises(ValueError, match="odd.safetensors says in lora_adapter_metadata what cannot be read"):
+        load_lora(lora_file(tmp_path / "odd.safetensors", settings))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_lora_with_values_that_are_no_numbers_is_named(tmp_path, value):
+    path = lora_file(tmp_path / "nan.safetensors", **{"lora_A.weight": torch.full((2, 4), value)})
+    with pytest.raises(
+        ValueError, match="nan.safetensors is damaged, for .*lora_A.weight holds values that are no numbers"
+    ):
+        load_lora(path)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"lora_up.weight": torch.ones(4, 2)},
+        {"lora_up.weight": torch.ones(()), "lora_down.weight": torch.ones(())},
+        {"lora_up.weight": torch.ones(4, 2), "lora_down.weight": torch.ones(2, 4), "alpha": torch.ones(3)},
+        {"hada_w1_a": torch.ones(2, 2)},
+    ],
+)
+def test_a_lora_whose_tensors_do_not_go_together_is_refused_in_a_sentence(shapes, parts):
+    lora = {f"lora_unet_mid_block_attentions_0_proj_in.{key}": tensor for key, tensor in parts.items()}
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"The LoRA is damaged, for its tensors .* again\.$"):
+        host.with_lora(shapes[0], lora)
+
+
+@pytest.mark.parametrize("name", ["../outside/secret.txt", "nothing.safetensors", "a\0b", "x" * 5000, ""])
+def test_a_lora_that_is_not_in_the_folders_is_refused_by_name(base, name):
+    with pytest.raises(ValueError, match="There is no LoRA .* in ComfyUI's LoRA folders"):
+        LoadLoRA.execute(name)
+
+
+@pytest.mark.parametrize("label", ["*", "**/*", "../../../outside/x", "/etc/x", "[", "", FINGERPRINT.upper()])
+def test_a_lora_finds_no_state_but_its_own(base, label):
+    (base / "output" / FOLDER).mkdir(parents=True)
+    for folder in ("output/" + FOLDER, "outside"):
+        save_state(base / folder / f"x_{FINGERPRINT}.state", {"losses": [1.0]}, {TRAINING: label or "x", STEP: "1"})
+    (base / "outside" / f"x_{FINGERPRINT}.state").rename(base / "outside" / "x.state")
+    (base / "output" / FOLDER / "x_..").mkdir()
+    assert state_of(SimpleNamespace(metadata={TRAINING: label, STEP: "1"})) is None
+
+
+@pytest.mark.parametrize(
+    "structure", ["", "[]", "{", "null", '{"tensor": 99}', '{"dict": [[1]]}', "[" * 5000, '{"list": []}']
+)
+def test_a_state_that_cannot_be_read_is_passed_over(base, structure):
+    path = base / "output" / FOLDER / f"x_{FINGERPRINT}.state"
+    path.parent.mkdir(parents=True)
+    save_file({"0": torch.ones(1)}, path, {TRAINING: FINGERPRINT, STEP: "1", "structure": structure})
+    with pytest.raises(ValueError, match=rf"{path.name} is no .*state of a training.*: delete it\.$"):
+        load_state(path)
+    assert state_of(SimpleNamespace(metadata={TRAINING: FINGERPRINT, STEP: "1"})) is None
+
+
+# Values, and what a client sends along
+
+
+def test_numbers_out_of_range_are_refused_where_they_come_by_wire():
+    for node, values in (
+        (TrainILECO, {"steps": 0}),
+        (TrainILECO, {"seed": 2**64}),
+        (TrainILECO, {"guidance": float("nan")}),
+        (TrainADDifT, {"bands": [0]}),
+        (SaveLoRA, {"save_precision": "fp8"}),
+        (SaveLoRA, {"lora": {"a": [1]}}),
+        (SaveLoRA, {"lora": None}),
+        (BucketImages, {"images": ["x"]}),
+    ):
+        ((name, _),) = values.items()
+        with pytest.raises(ValueError, match=rf"^{name} is .*: (set it from|choose one of|wire a node)"):
+            check_values(node, values)
+
+
+def test_nodes_look_at_their_values(shapes, base):
+    with pytest.raises(ValueError, match="smoothing is 0: set it from 1 to 10000"):
+        PlotLoss.execute(0, "x", {"run1": {"loss": [1.0]}})
+    with pytest.raises(ValueError, match="strength is nan"):
+        SaveLoRA.execute({"a.lora_up.weight": torch.ones(1)}, "x", "fp16", float("nan"), True)
+    with pytest.raises(ValueError, match="images is x: wire"):
+        BucketImages.execute(["x"], ["a"], *([64], [64], [8], [32], [2.0], [0], [False], [False], [1]))
+    with pytest.raises(ValueError, match="3 is no loss"):
+        PlotLoss.execute(1, "x", {"run1": 3})
+
+
+@pytest.mark.parametrize("sent", [None, [], "x", {"workflow": 3}, {"workflow": {"id": [1]}}, {"workflow": {"id": {}}}])
+def test_what_a_client_sends_along_cannot_end_a_training_or_a_save(base, monkeypatch, sent):
+    node = training_node("mine", sent=sent)
+    progress = TrainingProgress(node, 3, TrainingResults(node, {"steps": 3}))
+    progress(1, 0.5, 1e-4)
+    progress.end()
+    monkeypatch.setattr(SaveLoRA, "hidden", SimpleNamespace(prompt={}, extra_pnginfo=sent), raising=False)
+    assert Path(SaveLoRA.execute({"a.lora_up.weight": torch.ones(1)}, "x", "fp16", 1.0, True).args[0]).is_file()
+
+
+def test_a_graph_of_any_shape_has_a_fingerprint():
+    prompt = {"1": {"class_type": "X", "inputs": {"a": [], "b": ["9", 0], "c": ["1"], "d": [1, "1"], "e": {"f": None}}}}
+    assert len(fingerprint({}, prompt, "1")) == 16
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"node": ' * 50_000, b"\xff\xfe", b'{"node": {}}', b'{"node": null}', b""]
+)
+@pytest.mark.parametrize("kind", ["application/json", "application/json; charset=none"])
+def test_a_request_to_stop_that_is_garbage_is_answered_in_a_sentence(server, body, kind):
+    request = urllib.request.Request(
+        f"http://{server.address}/traintrain/stop", body, {"Content-Type": kind}, method="POST"
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    assert refused.value.code in (400, 404) and json.loads(refused.value.read())["error"].endswith(".")
