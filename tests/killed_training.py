@@ -1,14 +1,15 @@
-"""A training for other processes to watch and to kill: python killed_training.py FOLDER
+"""Trainings for another process to watch and to kill.
 
-Loads a tiny model once. Each line that comes in then has trainings, as in `SEED:STEPS SEED:STEPS`, which copies of this
-process run, all at once: Train LoRA and Save LoRA, as in a graph, with FOLDER/output as the host's output folder. What is told: `started`
-and a copy's process id, `step` and its number when it is done, `saved`, and `gone` when all copies have ended.
+Loads a tiny model once. Each line that comes in then has trainings, as in `SEED:STEPS:FOLDER SEED:STEPS:FOLDER`, which copies
+of this process run, all at once: Train LoRA and Save LoRA, as in a graph, with FOLDER as the host's output folder. What is told:
+`started` and a copy's process id, `step` and its number when it is done, `saved`, and `gone` when all copies have ended.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
@@ -32,34 +33,36 @@ def tell(what: object) -> None:
     os.write(1, f"{what}\n".encode())  # at once, and in one piece
 
 
-def train(tiny: TinyHost, seed: int, steps: int) -> None:
+def train(tiny: TinyHost, seed: int, steps: int, folder: str) -> None:
+    folder_paths.output_directory = folder
     settings = TrainingConfig(save_every=SAVE_EVERY, lr_scheduler="constant")
     *_, lora, _ = tiny.train("LoRA", steps=steps, seed=seed, settings=settings, prompt=PROMPT)
     SaveLoRA.hidden = SimpleNamespace(prompt=PROMPT, extra_pnginfo=None)
     SaveLoRA.execute(lora, "mine", "fp16", 1.0, overwrite=True)
 
 
-def main(folder: Path) -> None:
+def main() -> None:
     torch.set_num_threads(1)  # a copy of a process has none of its other threads
-    folder_paths.output_directory = str(folder / "output")
-    tiny = TinyHost(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = TinyHost(Path(folder))
     tiny.network = NetworkConfig(rank=32, alpha=32)  # large, so that writing takes its time
     TrainingProgress.__call__ = lambda _, step, *figures: tell(f"step {step}")
     for line in sys.stdin:
-        copies = [os.fork() or run_copy(tiny, *map(int, each.split(":"))) for each in line.split()]
+        copies = [os.fork() or run_copy(tiny, each) for each in line.split()]
         for copy in copies:
             os.waitpid(copy, 0)
         tell("gone")
 
 
-def run_copy(tiny: TinyHost, seed: int, steps: int) -> NoReturn:
+def run_copy(tiny: TinyHost, training: str) -> NoReturn:
     try:
         tell(f"started {os.getpid()}")
-        train(tiny, seed, steps)
+        seed, steps, folder = training.split(":", 2)
+        train(tiny, int(seed), int(steps), folder)
         tell("saved")
     finally:
         os._exit(0)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

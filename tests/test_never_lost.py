@@ -39,14 +39,13 @@ def tiny(tmp_path_factory) -> TinyHost:
 class Copies:
     """Runs trainings in copies of a process that has a tiny model loaded."""
 
-    def __init__(self, folder: Path) -> None:
-        script = Path(__file__).with_name("killed_training.py")
-        self.output, pipe = folder / "output", subprocess.PIPE
+    def __init__(self) -> None:
+        script, pipe = Path(__file__).with_name("killed_training.py"), subprocess.PIPE
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # a copy of a process has none of its other threads
-        self._process = subprocess.Popen([sys.executable, script, folder], stdin=pipe, stdout=pipe, env=environment)
+        self._process = subprocess.Popen([sys.executable, script], stdin=pipe, stdout=pipe, env=environment)
 
     def start(self, *trainings: str) -> list[int]:
-        """Start a copy for each training, "SEED:STEPS"; return their process ids."""
+        """Start a copy for each training, "SEED:STEPS:FOLDER"; return their process ids."""
         self._process.stdin.write(f"{' '.join(trainings)}\n".encode())
         self._process.stdin.flush()
         return [int(self.wait_for("started")[-1]) for _ in trainings]
@@ -74,8 +73,8 @@ class Copies:
 
 
 @pytest.fixture(scope="module")
-def copies(tmp_path_factory) -> Iterator[Copies]:
-    running = Copies(tmp_path_factory.mktemp("killed"))
+def copies() -> Iterator[Copies]:
+    running = Copies()
     yield running
     running.close()
 
@@ -109,36 +108,32 @@ def test_twenty_kills_at_random_moments_lose_nothing(copies, tmp_path):
     """Each life of the training goes on where the last one was kept, and its end is that of a training never killed."""
     rng, done, known = random.Random(1), 0, {}
     for _ in range(KILLS):
-        (process,) = copies.start(f"5:{STEPS}")
+        (process,) = copies.start(f"5:{STEPS}:{tmp_path / 'killed'}")
         lived = rng.randrange(1, 5)  # steps, and then a while
         for reached in copies.steps():
             done, lived = max(done, reached), lived - 1
             if lived == 0:
                 time.sleep(rng.random() * 0.02)
                 os.kill(process, signal.SIGKILL)
-        kept = read_all(copies.output, known)
-        assert kept.keys() == listed_by_host(copies.output)
+        kept = read_all(tmp_path / "killed", known)
+        assert kept.keys() == listed_by_host(tmp_path / "killed")
         assert done - max(kept.values(), default=0) <= SAVE_EVERY
     assert KILLS / 2 < done < STEPS
-    copies.start(f"5:{STEPS}")
-    copies.wait_for("saved")
-    copies.wait_for("gone")
-    killed = load_lora(copies.output / "loras" / "mine.safetensors")
-    straight = Copies(tmp_path)
-    straight.start(f"5:{STEPS}")
-    straight.wait_for("gone")
-    straight.close()
-    never_killed = load_lora(tmp_path / "output" / "loras" / "mine.safetensors")
-    assert killed.keys() == never_killed.keys()
-    assert all(torch.equal(killed[key], never_killed[key]) for key in killed)
+    saved = []
+    for folder in ("killed", "straight"):
+        copies.start(f"5:{STEPS}:{tmp_path / folder}")
+        copies.wait_for("gone")
+        saved.append(load_lora(tmp_path / folder / "loras" / "mine.safetensors"))
+    killed, straight = saved
+    assert killed.keys() == straight.keys()
+    assert all(torch.equal(killed[key], straight[key]) for key in killed)
 
 
 @needs_fork
-def test_two_of_the_same_training_at_once_both_end_well(copies):
-    copies.start("6:12", "6:12")
+def test_two_of_the_same_training_at_once_both_end_well(copies, tmp_path):
+    copies.start(f"6:12:{tmp_path}", f"6:12:{tmp_path}")
     assert sorted(copies.steps())[-2:] == [12, 12]
-    kept = read_all(copies.output, {})
-    assert kept["mine.safetensors"] == 12
+    assert read_all(tmp_path, {})["mine.safetensors"] == 12
 
 
 def save(lora: dict[str, torch.Tensor], name: str, overwrite: bool = False) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 
 import comfy.model_management
 import torch
@@ -24,6 +25,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or comfy.model_management.is_oom(error):
         return True
     return isinstance(error, RuntimeError) and bool(_MESSAGES.search(str(error)))
+
+
+def let_go(error: BaseException) -> None:
+    """Free what the functions that an error has ended still hold: whoever has the error has their variables, too."""
+    traceback.clear_frames(error.__traceback__)
+    if is_out_of_memory(error):  # even then it holds what nested functions share, and with that whole graphs
+        error.__traceback__ = error.__cause__ = error.__context__ = None
 
 
 def too_large_a_model(patcher: Patcher) -> TooLittleMemory:

@@ -22,7 +22,7 @@ from ...trainer.state import State
 from .denoiser import HostDenoiser, Patcher
 from .loading import load, open_training
 from .lora import model_family
-from .memory import TooLittleMemory, is_out_of_memory, too_large_a_model, too_large_a_step
+from .memory import TooLittleMemory, is_out_of_memory, let_go, too_large_a_model, too_large_a_step
 from .network import create_network
 from .preview import Preview, Previewer
 from .text_encoder import Clip
@@ -86,9 +86,12 @@ def train_lora(
     try:
         with open_training(training.model, training.config.gradient_checkpointing, training.clip) as (model, layers):
             return _train(training, model, layers, progress, keep, state)
+    except TooLittleMemory as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # or who has the error would have all tensors of the training
-        if is_out_of_memory(error) and not isinstance(error, TooLittleMemory):
+        let_go(error)
+        if is_out_of_memory(error):
             raise too_large_a_model(training.model) from error
         raise
 
@@ -130,7 +133,7 @@ def _train(
     except StopTraining:
         logger.info("The training was stopped after step %d of %d.", len(run.history), config.steps)
     except BaseException as error:  # cancelling is one, too
-        traceback.clear_frames(error.__traceback__)  # of what the step took, some may be needed to keep the LoRA
+        let_go(error)  # of what the step took, some may be needed to keep the LoRA
         file = keep_all("What was learned since it was last kept is lost.")[1] if network.has_learned() else None
         if is_out_of_memory(error) and model.latest_size:
             raise too_large_a_step(config, model, len(run.history), file) from error

@@ -1,0 +1,183 @@
+"""A training that does not fit into memory says in one sentence what to change, and lets go of what it took."""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import pytest
+import torch
+from conftest import ROOT
+from pack.nodes.host.memory import is_out_of_memory
+from pack.tools.errors import ToolError
+from pack.tools.runner import load_workflow, run_workflow, to_api
+from pack.trainer.config import TrainingConfig
+from pack.trainer.files import load_lora
+from tiny_host import TinyHost
+
+SHORT = [
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:80] . DefaultCPUAllocator: not enough memory"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB)"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    MemoryError(),
+]
+OTHERS = [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("out of memory"), KeyError("x")]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> TinyHost:
+    return TinyHost(tmp_path_factory.mktemp("model"))
+
+
+@contextmanager
+def failing_layer(tiny: TinyHost, nth: int, fail: Callable[[torch.Tensor], object]) -> Iterator[None]:
+    """Run something at the nth time that a layer has run with gradients."""
+    calls = []
+
+    def hook(_: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        calls.append(torch.is_grad_enabled())
+        if sum(calls) == nth and torch.is_grad_enabled():
+            fail(output)
+
+    handle = tiny.model.model.diffusion_model.joint_blocks[1].x_block.mlp.fc1.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def really_too_large(output: torch.Tensor) -> None:
+    output.new_empty(1 << 50)
+
+
+def message_of(
+    tiny: TinyHost, nth: int, fail: Callable = really_too_large, method: str = "iLECO", **inputs: Any
+) -> str:
+    with failing_layer(tiny, nth, fail), pytest.raises(torch.OutOfMemoryError) as error:
+        tiny.train(method, **inputs)
+    assert comfy.model_management.is_oom(error.value)  # by which the host unloads its models
+    return str(error.value)
+
+
+@pytest.mark.parametrize("error", SHORT, ids=lambda error: str(error)[:40])
+def test_every_allocators_error_is_known(error):
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", OTHERS, ids=repr)
+def test_other_errors_are_not_taken_for_it(error):
+    assert not is_out_of_memory(error)
+
+
+def test_the_sentence_has_the_figures_and_what_can_be_made_smaller(tiny):
+    message = message_of(tiny, 1, batch_size=3, width=96, height=80)
+    figures = r"batch_size 3 and latents of 12x10, pictures of 96x80 .* \(\d+\.\d GB of \d+\.\d GB are free on cpu"
+    assert re.search(figures, message)
+    advice = (
+        "switch gradient_checkpointing on in Training Settings, set precision to bf16 there, lower batch_size or take"
+    )
+    assert f": {advice} smaller pictures." in message
+    assert "\n" not in message and message.count(". ") == 0 and "kept" not in message
+
+
+@pytest.mark.parametrize(
+    "inputs, advice",
+    [
+        ({"settings": TrainingConfig(gradient_checkpointing=True)}, "set precision to bf16 there"),
+        ({"settings": TrainingConfig(precision="bf16")}, "switch gradient_checkpointing on in Training Settings"),
+        (
+            {"settings": TrainingConfig(gradient_checkpointing=True, precision="bf16"), "batch_size": 2},
+            "lower batch_size",
+        ),
+        (
+            {"settings": TrainingConfig(gradient_checkpointing=True, precision="fp16"), "width": 128, "height": 128},
+            "take smaller pictures",
+        ),
+        (
+            {"settings": TrainingConfig(gradient_checkpointing=True, precision="bf16")},
+            "take a smaller model, or the same in 8 bits",
+        ),
+    ],
+)
+def test_what_is_smallest_already_is_not_advised(tiny, inputs, advice):
+    assert message_of(tiny, 1, **inputs).endswith(f": {advice}.")
+
+
+@pytest.mark.parametrize("method", ["LoRA", "iLECO", "copy machine", "difference", "ADDifT"])
+def test_what_was_trained_is_kept_where_the_sentence_says(tiny, method):
+    tiny.copied()
+    message = message_of(tiny, 3, method=method)
+    file, step = re.search(r"the LoRA up to step (\d+) is kept in (.*\.safetensors)", message).group(2, 1)
+    assert load_lora(Path(file)).metadata["traintrain_step"] == step == "2"
+
+
+def test_a_lora_that_was_kept_goes_on_with_smaller_pictures(tiny):
+    message = message_of(tiny, 3, width=96, height=96)
+    lora = load_lora(Path(re.search(r"kept in (.*\.safetensors)", message).group(1)))
+    *_, loss = tiny.train("iLECO", width=64, height=64, lora=lora, network=None)
+    assert len(loss["loss"]) == 4 == int(lora.metadata["traintrain_step"]) + 2
+
+
+def test_a_model_that_does_not_fit_is_said_as_that(tiny, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(torch.OutOfMemoryError, match="The model, of 0.0 GB, and what is"),
+    ):
+        patch.setattr(comfy.model_management, "load_models_gpu", refuse)
+        tiny.train("iLECO")
+    assert len(tiny.train("iLECO")[2]["loss"]) == 4
+
+
+def test_who_holds_the_error_does_not_hold_the_training(tiny):
+    """The host has the error while it unloads its models, and so have log handlers that keep what they were given."""
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) and thing.requires_grad for thing in gc.get_objects())
+
+    before = tensors()
+    with failing_layer(tiny, 4, really_too_large), pytest.raises(torch.OutOfMemoryError) as held:
+        tiny.train("iLECO")
+    assert tensors() == before
+    chain = [held.value, held.value.__cause__, held.value.__context__]
+    assert any("DefaultCPUAllocator" in str(error) for error in chain)  # the log still has what went wrong where
+
+
+def test_the_lora_is_kept_in_the_memory_that_the_step_had(tiny, monkeypatch):
+    """On a full device not even a copy of the LoRA could be made while the step's activations are there."""
+    alive = []
+
+    def look(*_: object) -> str:
+        gc.collect()
+        alive.append(sum(issubclass(type(t), torch.Tensor) and t.grad_fn is not None for t in gc.get_objects()))
+        return "there.safetensors"
+
+    monkeypatch.setattr("pack.nodes.results.TrainingResults.keep", look)
+    assert "kept in there.safetensors" in message_of(tiny, 3)
+    assert alive == [0]
+
+
+def test_on_a_server_the_page_has_the_sentence_and_the_next_prompt_runs(server):
+    """Attention among the 320 x 320 places of a picture of 2560 x 2560 pixels would take 335 GB."""
+    prompt = to_api(load_workflow(ROOT / "example_workflows" / "ileco_replace.json"), server.get("/object_info"))
+    (node,) = (node for node in prompt.values() if node["class_type"] == "TrainTrain_TrainILECO")
+    node["inputs"].update(width=2560, height=2560, steps=2, batch_size=1, denoise_steps=0)
+    for other in prompt.values():
+        other["inputs"].update({"steps": 1} if other["class_type"] == "KSampler" else {})
+    with pytest.raises(ToolError, match="latents of 320x320, pictures of 2560x2560 needs more memory than there is"):
+        run_workflow(server, prompt)
+    assert "Got an OOM, unloading all loaded models." in server.log.read_text(encoding="utf-8")
+    node["inputs"].update(width=64, height=64)
+    steps = []
+    run_workflow(server, prompt, lambda event, *_: steps.append(event) if event == "traintrain.step" else None)
+    assert len(steps) == 2
