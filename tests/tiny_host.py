@@ -31,12 +31,13 @@ class TinyHost:
         self.copy: dict[str, torch.Tensor] = {}  # a copy machine, once there was a training of one
 
     def train(self, method: str, **inputs: Any) -> tuple:
-        """Run a method's node; return its outputs."""
+        """Run a method's node; return its outputs. prompt: the graph that it is in"""
         node, own = self._methods()[method]
+        graph = inputs.pop("prompt", {})
         values = {"model": self.model, "network": self.network, **own(), **TRAINING, **inputs}
         if node is TrainADDifT:  # takes lists
             values = {name: [value] for name, value in values.items()}
-        node.hidden = SimpleNamespace(unique_id="2", prompt=inputs.pop("prompt", {}), extra_pnginfo=None)
+        node.hidden = SimpleNamespace(unique_id="2", prompt=graph, extra_pnginfo=None)
         with torch.inference_mode():
             return node.execute(**values).args
 
