@@ -49,7 +49,7 @@ def test_the_addition_is_that_of_lycoris(kind, name, rank):
     x = inputs(layer)
     changed = LAYERS[name]()
     changed.weight.data = weight
-    torch.testing.assert_close(ours(x, 0.7), changed(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours(torch.zeros_like(changed(x)), x, 0.7), changed(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -58,7 +58,7 @@ def test_the_gradients_are_those_of_lycoris(kind):
     layer = LAYERS["conv"]()
     ours, theirs = make(kind, layer)
     x = inputs(layer)
-    ours(x, -0.5).square().sum().backward()
+    ours(torch.zeros_like(layer(x)), x, -0.5).square().sum().backward()
     weight = theirs.get_weight(layer.weight.shape) * -0.5
     torch.nn.functional.conv2d(x, weight, stride=2, padding=1).square().sum().backward()
     expected = dict(theirs.named_parameters())
@@ -71,11 +71,12 @@ def test_it_starts_as_nothing_and_every_weight_can_learn(kind):
     layer = LAYERS["linear"]()
     adapter = KINDS[kind][0](layer, 2, 1.0, torch.Generator().manual_seed(0))
     x = inputs(layer)
-    assert not adapter(x, 1.0).any()
+    nothing = torch.zeros_like(layer(x))
+    assert not adapter(nothing.clone(), x, 1.0).any()
     optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
     for _ in range(2):  # the first step moves only what is zero
         optimizer.zero_grad()
-        (adapter(x, 1.0) - 1).square().mean().backward()
+        (adapter(nothing.clone(), x, 1.0) - 1).square().mean().backward()
         optimizer.step()
     assert all(parameter.grad.any() for parameter in adapter.parameters())
 

@@ -155,7 +155,7 @@ def run_with_hooks(model, adapters: dict[str, Adapter]) -> torch.Tensor:
 
 
 def adding(adapter: Adapter):
-    return lambda layer, inputs, output: output + adapter(inputs[0], 1.0)
+    return lambda layer, inputs, output: adapter(output, inputs[0], 1.0)
 
 
 def test_flux_files_have_kohyas_names(tmp_path):

@@ -86,17 +86,20 @@ def test_an_adapter_adds_what_pefts_adds(layer, x):
     peft = inject_adapter_in_model(LoraConfig(r=3, lora_alpha=6, target_modules=["layer"]), holder)["layer"]
     peft.lora_A["default"].weight.data = adapter.down.data.clone()
     peft.lora_B["default"].weight.data = adapter.up.data.clone()
-    base = peft.get_base_layer()(x)
-    torch.testing.assert_close(base + adapter(x, strength=1.0), peft(x))
+    torch.testing.assert_close(adapter(peft.get_base_layer()(x), x, strength=1.0), peft(x))
 
 
-def test_gradients_are_those_of_the_merged_weight():
-    layer, x, strength = nn.Linear(5, 7), torch.randn(4, 5), -0.7
+@pytest.mark.parametrize("shape", [(4, 5), (2, 3, 5), (2, 3, 2, 5)])
+def test_gradients_are_those_of_the_merged_weight(shape):
+    layer, strength = nn.Linear(5, 7), -0.7
+    x = torch.randn(shape, requires_grad=True)
     adapter = LoRALayer(layer, rank=2, alpha=3.0, rng=torch.Generator().manual_seed(0))
     adapter.up.data.normal_()
     down, up = (p.detach().clone().requires_grad_() for p in (adapter.down, adapter.up))
-    (layer(x) + adapter(x, strength)).square().sum().backward()
-    (x @ (layer.weight + strength * 3.0 / 2 * up @ down).T + layer.bias).square().sum().backward()
+    adapter(layer(x), x, strength).square().sum().backward()
+    twin = x.detach().clone().requires_grad_()
+    (twin @ (layer.weight + strength * 3.0 / 2 * up @ down).T + layer.bias).square().sum().backward()
+    torch.testing.assert_close(x.grad, twin.grad)
     torch.testing.assert_close(adapter.down.grad, down.grad)
     torch.testing.assert_close(adapter.up.grad, up.grad)
 

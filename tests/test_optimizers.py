@@ -114,7 +114,8 @@ def test_each_group_is_trained_at_its_own_rate(name):
 def test_torchs_own_are_torchs_step_for_step(name, reference):
     (ours, x, y), (theirs, _, _) = make_problem(), make_problem()
     losses = descend(ours, create_optimizer(make_config(name, 0.01), list(ours.parameters())), x, y)
-    assert losses == descend(theirs, reference(theirs.parameters()), x, y)
+    # Ours is the fused form, which rounds elsewhere.
+    assert losses == pytest.approx(descend(theirs, reference(theirs.parameters()), x, y), rel=1e-6)
 
 
 def test_settings_reach_the_optimizer():

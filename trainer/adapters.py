@@ -73,10 +73,12 @@ class LoRALayer(Adapter):
         self.up = nn.Parameter(torch.zeros((out_width, rank, *[1] * len(kernel)), device=device))
         self.down = nn.Parameter(_kaiming_uniform((rank, in_width, *kernel), rng).to(device))
 
-    def forward(self, x: torch.Tensor, strength: float) -> torch.Tensor:
+    def forward(self, output: torch.Tensor, x: torch.Tensor, strength: float) -> torch.Tensor:
         up = (self.up * (self.scale * strength)).to(x.dtype)  # scaling the small matrix spares a pass over activations
         hidden = self.apply_weight(x, self.down.to(x.dtype))
-        return F.linear(hidden, up) if self.placement is None else F.conv2d(hidden, up)
+        if self.placement is None:
+            return _AddProduct.apply(output, hidden, up)
+        return output.add_(F.conv2d(hidden, up))
 
 
 class LoHaLayer(Adapter):
@@ -101,10 +103,10 @@ class LoHaLayer(Adapter):
         self.w2_a = nn.Parameter(torch.zeros((out_width, rank), device=device))
         self.w2_b = nn.Parameter(torch.randn((rank, in_width), generator=rng).to(device))
 
-    def forward(self, x: torch.Tensor, strength: float) -> torch.Tensor:
+    def forward(self, output: torch.Tensor, x: torch.Tensor, strength: float) -> torch.Tensor:
         w1_a = self.w1_a * (self.scale * strength)
         weight = _HadamardProduct.apply(w1_a, self.w1_b, self.w2_a, self.w2_b)
-        return self.apply_weight(x, weight.view(self.shape).to(x.dtype))
+        return output.add_(self.apply_weight(x, weight.view(self.shape).to(x.dtype)))
 
 
 class LoKrLayer(Adapter):
@@ -139,15 +141,38 @@ class LoKrLayer(Adapter):
             self.w2_b = nn.Parameter(torch.zeros((rank, in_n * math.prod(kernel)), device=device))
         self._big = (out_k, in_n, *kernel)
 
-    def forward(self, x: torch.Tensor, strength: float) -> torch.Tensor:
+    def forward(self, output: torch.Tensor, x: torch.Tensor, strength: float) -> torch.Tensor:
         # (w1 kron w2) x, without the large product: the inputs are in_m groups of in_n, the outputs out_l of out_k.
         w1 = (self.w1 * (self.scale * strength)).to(x.dtype)
         w2 = (self.w2 if hasattr(self, "w2") else (self.w2_a @ self.w2_b).view(self._big)).to(x.dtype)
         if self.placement is None:
             grouped = F.linear(x.unflatten(-1, (-1, w2.shape[1])), w2)
-            return torch.einsum("lm,...mk->...lk", w1, grouped).flatten(-2)
+            return output.add_(torch.einsum("lm,...mk->...lk", w1, grouped).flatten(-2))
         grouped = self.apply_weight(x.unflatten(1, (-1, w2.shape[1])).flatten(0, 1), w2)
-        return torch.einsum("lm,bm...->bl...", w1, grouped.unflatten(0, (len(x), -1))).flatten(1, 2)
+        return output.add_(torch.einsum("lm,bm...->bl...", w1, grouped.unflatten(0, (len(x), -1))).flatten(1, 2))
+
+
+class _AddProduct(torch.autograd.Function):
+    """output + hidden @ up.T, added while it is multiplied: the product is never written down on its own.
+
+    output: (..., out), is overwritten
+    hidden: (..., rank)
+    up: (out, rank)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        hidden, up = hidden.to(output.dtype), up.to(output.dtype)  # autocast leaves products in place alone
+        ctx.save_for_backward(hidden, up)
+        ctx.mark_dirty(output)
+        output.view(-1, len(up)).addmm_(hidden.reshape(-1, up.shape[1]), up.T)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        hidden, up = ctx.saved_tensors
+        rows = gradient.reshape(-1, len(up))
+        return gradient, (rows @ up).view(hidden.shape), rows.T @ hidden.reshape(-1, up.shape[1])
 
 
 class _HadamardProduct(torch.autograd.Function):

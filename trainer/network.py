@@ -135,7 +135,7 @@ class LoRANetwork(nn.Module):
             if self._strength == 0:
                 return None
             self._reached.add(name)
-            return output + adapter(inputs[0], self._strength)
+            return adapter(output, inputs[0], self._strength)
 
         return add
 

@@ -39,9 +39,9 @@ _RESERVED = ("params", "model", "lr", "nesterov", "maximize", "differentiable", 
 _LEAST_FACTOR = 1e-3
 
 OPTIMIZERS = {
-    "AdamW": OptimizerSource(_TORCH, "AdamW"),
-    "Adam": OptimizerSource(_TORCH, "Adam"),
-    "SGDNesterov": OptimizerSource(_TORCH, "SGD", {"momentum": 0.9, "nesterov": True}),
+    "AdamW": OptimizerSource(_TORCH, "AdamW", {"fused": True}),
+    "Adam": OptimizerSource(_TORCH, "Adam", {"fused": True}),
+    "SGDNesterov": OptimizerSource(_TORCH, "SGD", {"momentum": 0.9, "nesterov": True, "fused": True}),
     # Its own defaults ignore the learning rate.
     "AdaFactor": OptimizerSource(_MORE, "AdaFactor", {"relative_step": False, "scale_parameter": False}),
     "AdamMini": OptimizerSource(_MORE, "AdamMini", takes_module=True),

@@ -107,7 +107,8 @@ def _sigma_table(sampling: Any) -> torch.Tensor:
 
 
 def _transformer_options(patcher: Patcher) -> dict:
-    """Copy the options that other nodes left on the MODEL, and take attention that autograd is fast with."""
+    """Copy the options that other nodes left on the MODEL, and take PyTorch's attention, whose backward pass keeps no
+    scores: the host's default on the CPU, and plain products, take several times as long."""
     options = patcher.model_options.get("transformer_options", {}).copy()
     options["optimized_attention_override"] = _attention
     return options
@@ -116,10 +117,7 @@ def _transformer_options(patcher: Patcher) -> dict:
 def _attention(
     _: Callable, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **options: Any
 ) -> torch.Tensor:
-    # On the CPU the backward pass of torch's fused attention is several times slower than that of plain products.
-    plain = q.device.type == "cpu"
-    attend = comfy.ldm.modules.attention.attention_basic if plain else comfy.ldm.modules.attention.attention_pytorch
-    return attend(q, k, v, *args, **options)
+    return comfy.ldm.modules.attention.attention_pytorch(q, k, v, *args, **options)
 
 
 def _group_alike(conds: Sequence[dict]) -> list[list[int]]:
