@@ -147,7 +147,8 @@ class Bench:
         """Print the peak of each contender, each in a process of its own."""
         from .memory import without_kept_memory
 
-        for round_ in list_rounds(_has_cuda(), self.arguments.quick):
+        rounds = list_rounds(_has_cuda(), self.arguments.quick)
+        for round_ in [r for r in rounds if r.subject == rounds[-1].subject or _has_cuda()]:
             ours = None
             for name in self.contenders(round_):
                 self.status.show(f"{round_.subject}, batch {round_.batch_size}: memory of {NAMES[name]} ...")
@@ -266,7 +267,9 @@ def main() -> int:
     arguments = parser.parse_args()
     import_pack(arguments.comfyui)
     logging.disable(logging.WARNING)
-    os.environ["TQDM_DISABLE"] = "1"
+    import comfy.utils
+
+    comfy.utils.set_progress_bar_enabled(False)
     bench = Bench(arguments, StatusLine())
     if arguments.peak:
         bench.peak(arguments.peak)

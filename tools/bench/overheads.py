@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from pack.trainer.config import NetworkConfig, TrainingConfig
 from pack.trainer.history import History
 from pack.trainer.methods.ileco import ILECO
 
-from ..base_folder import forget_trainings, make_folders, share_model
+from ..base_folder import STAR, forget_trainings, make_folders, share_model
 from ..host import ROOT
 from ..runner import load_workflow, run_workflow, set_values, to_api
 from ..server import Server
@@ -72,9 +73,7 @@ def measure_first_step(comfyui: Path, source: Path, folder: Path, repeats: int) 
     """Return the seconds from the queue to the end of the first step, all else cached, and those of a step."""
     make_folders(folder)
     share_model(source, folder)
-    pictures = folder / "input" / "purple_star"
-    if not pictures.exists():
-        pictures.symlink_to(source / "input" / "purple_star", target_is_directory=True)
+    shutil.copytree(source / STAR, folder / STAR, dirs_exist_ok=True)
     seconds, steps = [], []
     with Server(comfyui, folder) as server:
         workflow = to_api(load_workflow(ROOT / "example_workflows" / "train_lora.json"), server.get("/object_info"))

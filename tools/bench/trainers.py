@@ -82,7 +82,7 @@ class Ours:
 class HostTrainer:
     """ComfyUI's own Train LoRA node. It adapts every layer and every bias, which cannot be set otherwise.
 
-    fastest: with attention by PyTorch, without checkpointing, bypass mode as given; else its defaults
+    fastest: with attention by PyTorch, in bypass mode, checkpointing as in the setting; else its defaults
     """
 
     def __init__(self, subject: Subject, setting: Setting, fastest: bool = False, **options: Any) -> None:
@@ -91,7 +91,7 @@ class HostTrainer:
         if fastest:
             override = lambda _, *args, **kwargs: attention_pytorch(*args, **kwargs)  # noqa: E731
             self.model.model_options["transformer_options"] = {"optimized_attention_override": override}
-            options = {"gradient_checkpointing": setting.checkpointing, **options}
+            options = {"gradient_checkpointing": setting.checkpointing, "bypass_mode": True, **options}
         self.options = options
 
     def run(self, steps: int) -> float:
