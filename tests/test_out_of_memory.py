@@ -172,8 +172,7 @@ def test_on_a_server_the_page_has_the_sentence_and_the_next_prompt_runs(server):
     prompt = to_api(load_workflow(ROOT / "example_workflows" / "ileco_replace.json"), server.get("/object_info"))
     (node,) = (node for node in prompt.values() if node["class_type"] == "TrainTrain_TrainILECO")
     node["inputs"].update(width=2560, height=2560, steps=2, batch_size=1, denoise_steps=0)
-    for other in prompt.values():
-        other["inputs"].update({"steps": 1} if other["class_type"] == "KSampler" else {})
+    prompt = {id: node for id, node in prompt.items() if node["class_type"] not in ("SaveImage", "TrainTrain_PlotLoss")}
     with pytest.raises(ToolError, match="latents of 320x320, pictures of 2560x2560 needs more memory than there is"):
         run_workflow(server, prompt)
     assert "Got an OOM, unloading all loaded models." in server.log.read_text(encoding="utf-8")
