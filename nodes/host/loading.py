@@ -30,6 +30,7 @@ def open_training(
             load(patchers)
             with ExitStack() as stack:
                 stack.enter_context(_training_flag())
+                stack.enter_context(_frozen([each.model for each in patchers]))
                 if gradient_checkpointing:
                     stack.enter_context(checkpointed(layers))
                 if clip is not None:
@@ -73,8 +74,8 @@ def _make_normal(model: torch.nn.Module) -> None:
             for name, tensor in tensors.items():
                 if tensor is not None and tensor.is_inference():
                     if id(tensor) not in copies:
-                        copy = tensor.clone()
-                        copies[id(tensor)] = torch.nn.Parameter(copy, False) if tensors is module._parameters else copy
+                        copy, kept = tensor.clone(), tensor.requires_grad
+                        copies[id(tensor)] = torch.nn.Parameter(copy, kept) if tensors is module._parameters else copy
                     tensors[name] = copies[id(tensor)]
 
 
@@ -85,6 +86,19 @@ def _give_back_quantized(model: torch.nn.Module) -> None:
         for name, tensor in module._parameters.items():
             if tensor is not None and type(tensor.data) is not torch.Tensor and not tensor.is_inference():
                 module._parameters[name] = torch.nn.Parameter(tensor.clone(), False)
+
+
+@contextmanager
+def _frozen(models: list[torch.nn.Module]) -> Iterator[None]:
+    """Let the models' own weights have no gradients, which some loaders ask for, until the block ends."""
+    learning = [parameter for model in models for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
