@@ -11,15 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-from ..host import ROOT
+from ..host import ROOT, module_command
 from ..terminal import StatusLine
 from .host import import_pack
+from .machine import describe_machine, has_cuda
+from .rounds import Round, list_rounds
 
 NAMES = {
     "ours": "this pack",
@@ -30,37 +30,6 @@ NAMES = {
 }
 ROW = "{:<9} {:>6} {:<5} {:>5} {:<5} {:<31} {:>9} {:>7} {:>9} {:>8} {:>7}"
 PARTS = ("trainers", "memory", "ileco", "telemetry", "first step", "growth", "images")
-
-
-@dataclass(frozen=True)
-class Round:
-    """One model in one setting, and how often it is measured."""
-
-    subject: str
-    side: int  # pixels
-    dtype: str
-    batch_size: int
-    checkpointing: bool = False
-    steps: int = 3  # of a run, the first one to warm up
-    slow_steps: int = 2  # of a contender that takes several times as long
-    repeats: int = 3
-
-
-def list_rounds(cuda: bool, quick: bool) -> list[Round]:
-    """Return what is measured on this machine."""
-    if not cuda:
-        shapes = [Round("Shapes", 128, "float32", batch, steps=9, slow_steps=5) for batch in (1, 4)]
-        real = [Round("SD1.5", 128, "float32", batch) for batch in (1, 4)]
-        checkpointed = [Round("Shapes", 128, "float32", 4, True, steps=9, slow_steps=5)]
-        return shapes[1:] if quick else shapes + checkpointed + real
-    models = [("SD1.5", 512), ("SDXL", 1024), ("SD3", 1024)][: 1 if quick else 3]
-    kinds = [
-        (dtype, batch, checkpointing)
-        for dtype in ("bfloat16", "float16")[: 1 if quick else 2]
-        for batch in (1, 4)
-        for checkpointing in (False, True)
-    ]
-    return [Round(name, side, *kind, steps=21, slow_steps=6) for name, side in models for kind in kinds]
 
 
 class Bench:
@@ -110,7 +79,7 @@ class Bench:
                 "limit",
             )
         )
-        for round_ in list_rounds(_has_cuda(), self.arguments.quick):
+        for round_ in list_rounds(has_cuda(), self.arguments.quick):
             self._time_round(round_)
 
     def _time_round(self, round_: Round) -> None:
@@ -147,12 +116,12 @@ class Bench:
         """Print the peak of each contender, each in a process of its own."""
         from .memory import without_kept_memory
 
-        rounds = list_rounds(_has_cuda(), self.arguments.quick)
-        for round_ in [r for r in rounds if r.subject == rounds[-1].subject or _has_cuda()]:
+        rounds = list_rounds(has_cuda(), self.arguments.quick)
+        for round_ in [r for r in rounds if r.subject == rounds[-1].subject or has_cuda()]:
             ours = None
             for name in self.contenders(round_):
                 self.status.show(f"{round_.subject}, batch {round_.batch_size}: memory of {NAMES[name]} ...")
-                command = [sys.executable, *_again(self.arguments), "--peak", json.dumps([name, vars(round_)])]
+                command = self._again("--peak", json.dumps([name, vars(round_)]))
                 done = subprocess.run(command, capture_output=True, text=True, env=without_kept_memory(), cwd=ROOT)
                 if done.returncode:
                     self.status.keep(f"{NAMES[name]} failed: {(done.stderr.strip() or '?').splitlines()[-1]}")
@@ -168,7 +137,7 @@ class Bench:
         """Print the time of a step of iLECO against its passes."""
         from .overheads import measure_ileco
 
-        for round_ in [r for r in list_rounds(_has_cuda(), self.arguments.quick) if not r.checkpointing]:
+        for round_ in [r for r in list_rounds(has_cuda(), self.arguments.quick) if not r.checkpointing]:
             timed = measure_ileco(*self.load(round_), round_.steps, round_.repeats)
             ratio = timed["iLECO"].median / timed["two forward, one backward"].median
             self.status.keep(f"iLECO, {round_.subject}, batch {round_.batch_size}: {ratio:.2f} of its passes alone")
@@ -197,16 +166,26 @@ class Bench:
         """Print the time of a step with more and more pictures."""
         from .overheads import measure_growth
 
-        round_ = list_rounds(_has_cuda(), True)[0]
+        round_ = list_rounds(has_cuda(), True)[0]
         timed = measure_growth(*self.load(round_), [8, 80, 800], round_.steps, round_.repeats)
         for count, each in timed.items():
             self.status.keep(f"{count:>5} pictures: {each.median:.3f} s a step (spread {each.spread:.0%})")
 
     def measure_images(self) -> None:
         """Print how fast a folder of photographs is loaded and cropped."""
-        from .images import measure_images
+        from .images import measure_images, table
 
-        measure_images(100 if self.arguments.quick else 1000, self.arguments.folder / "photographs")
+        count, repeats = (40, 1) if self.arguments.quick else (1000, 3)
+        folder = self.arguments.folder / "photographs"
+        for line in table(measure_images(self.arguments.comfyui, count, folder, repeats=repeats)):
+            self.status.keep(line)
+
+    def _again(self, *arguments: str) -> list[str]:
+        """Return the command that starts this program again with the same folders."""
+        folders = [
+            text for name in ("comfyui", "base", "folder") for text in (f"--{name}", getattr(self.arguments, name))
+        ]
+        return module_command(sys.executable, "tools.bench", *folders, *arguments)
 
     def peak(self, text: str) -> None:
         """Print the peak of one contender."""
@@ -220,40 +199,6 @@ class Bench:
             return lambda: contender.run(2)
 
         print(peak_megabytes(load))
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _again(arguments: argparse.Namespace) -> list[str]:
-    """Return what starts this program again with the same folders."""
-    code = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); runpy.run_module('tools.bench', run_name='__main__')"
-    names = ("comfyui", "base", "folder")
-    return ["-c", code, *(part for name in names for part in (f"--{name}", str(getattr(arguments, name))))]
-
-
-def describe_machine() -> str:
-    """Name the machine and the versions of what is measured."""
-    import platform
-    from importlib.metadata import version
-
-    import comfyui_version
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "peft"))
-    threads = f"{torch.get_num_threads()} threads"
-    return f"{device}, {threads}, {platform.system()}, Python {platform.python_version()}, ComfyUI {comfyui_version.__version__}, {versions}"
-
-
-def _processor() -> str:
-    """Name the processor and how many cores it has here."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def main() -> int:
