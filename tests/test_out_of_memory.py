@@ -192,9 +192,9 @@ def test_on_a_server_the_page_has_the_sentence_and_the_next_prompt_runs(server):
         run_workflow(server, prompt, lambda event, *_: steps.append(event) if event == "traintrain.step" else None)
 
     run(width=64, height=64, seed=1)  # so that the model is loaded
-    sentence = "latents of 96x96, pictures of 768x768 needs more memory than there is.*or take smaller pictures"
-    with little_memory(100 * 2**20), pytest.raises(ToolError, match=sentence):
-        run(width=768, height=768, seed=2)
+    sentence = "latents of 160x160, pictures of 1280x1280 needs more memory than there is.*or take smaller pictures"
+    with little_memory(500 * 2**20), pytest.raises(ToolError, match=sentence):
+        run(width=1280, height=1280, seed=2)
     assert "Got an OOM, unloading all loaded models." in server.log.read_text(encoding="utf-8")
     steps.clear()
     run(width=64, height=64, seed=3)
