@@ -40,6 +40,25 @@ def output_folder(tmp_path, monkeypatch) -> Path:
     return tmp_path / "output"
 
 
+@pytest.fixture
+def base(tmp_path, monkeypatch) -> Path:
+    """Give the host folders in a new place: input with a picture in `cats`, and a folder outside."""
+    import folder_paths
+    from PIL import Image
+
+    for name in ("input/cats", "output", "outside", "loras"):
+        (tmp_path / name).mkdir(parents=True)
+    for place in ("input/cats/a.png", "outside/b.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / place)
+    (tmp_path / "outside" / "secret.txt").write_text("secret")
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    known = {key: value for key, value in folder_paths.folder_names_and_paths.items() if key != "training_images"}
+    known["loras"] = ([str(tmp_path / "loras")], {".safetensors"})
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def shapes_checkpoint() -> Path:
     """The demonstration model as the set-up assembles it."""

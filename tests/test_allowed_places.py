@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-from pathlib import Path
 from types import SimpleNamespace
 
 import folder_paths
@@ -18,22 +17,6 @@ from pack.nodes.results import TrainingResults
 from pack.trainer.images import load_folder
 from pack.trainer.picture import read_header, refuse_truncated
 from PIL import Image
-
-
-@pytest.fixture
-def base(tmp_path, monkeypatch) -> Path:
-    """Give the host folders in a new place: input with a picture in `cats`, and a folder outside."""
-    for name in ("input/cats", "output", "outside", "loras"):
-        (tmp_path / name).mkdir(parents=True)
-    for place in ("input/cats/a.png", "outside/b.png"):
-        Image.new("RGB", (64, 64)).save(tmp_path / place)
-    (tmp_path / "outside" / "secret.txt").write_text("secret")
-    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    known = {key: value for key, value in folder_paths.folder_names_and_paths.items() if key != "training_images"}
-    known["loras"] = ([str(tmp_path / "loras")], {".safetensors"})
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
-    return tmp_path
 
 
 def load(node=LoadImageFolder, folder: str = "cats", **more) -> list[str]:

@@ -9,7 +9,6 @@ import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
-import folder_paths
 import pytest
 import torch
 from pack.nodes import host
@@ -23,27 +22,10 @@ from pack.nodes.results import FOLDER, STEP, TRAINING, TrainingResults, state_of
 from pack.nodes.train import TrainILECO
 from pack.trainer.files import load_lora
 from pack.trainer.state import load_state, save_state
-from PIL import Image
 from safetensors.torch import save_file
 
 LAYER = "unet.mid_block.attentions.0.proj_in"
 FINGERPRINT = "0123456789abcdef"
-
-
-@pytest.fixture
-def base(tmp_path, monkeypatch) -> Path:
-    """Give the host folders in a new place: input with a picture in `cats`, and a folder outside."""
-    for name in ("input/cats", "output", "outside", "loras"):
-        (tmp_path / name).mkdir(parents=True)
-    for place in ("input/cats/a.png", "outside/b.png"):
-        Image.new("RGB", (64, 64)).save(tmp_path / place)
-    (tmp_path / "outside" / "secret.txt").write_text("secret")
-    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    known = {key: value for key, value in folder_paths.folder_names_and_paths.items() if key != "training_images"}
-    known["loras"] = ([str(tmp_path / "loras")], {".safetensors"})
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
-    return tmp_path
 
 
 def training_node(name: str, **extra) -> SimpleNamespace:

@@ -11,6 +11,7 @@ import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from pack.tools.bench.subjects import SD1, SDXL
 from pack.trainer.adapters import Adapter, LoHaLayer, LoKrLayer, LoRALayer
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -22,20 +23,9 @@ STRENGTHS = {"loha": 0.4, "lokr": 0.2}  # of random weights: products of more fa
 
 # What the models' config.json has beside diffusers' defaults.
 REAL = {
-    "SD1": {"cross_attention_dim": 768, "attention_head_dim": 8},
+    "SD1": SD1,
     "SD2": {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
-    "SDXL": {
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
+    "SDXL": SDXL,
 }
 
 # Two levels, in SD1 the first with attention, in SDXL the second, which is twice as deep. The host gives SD1 8 heads,
