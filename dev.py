@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The commands of this repository: `python3 dev.py demo`, `evaluate`, `test`, `serve`, `setup`.
+"""The commands of this repository: `python3 dev.py demo`, `run`, `evaluate`, `test`, `serve`, `setup`.
 
 Standard library only. This file must be readable by every Python 3, so that an old one gets a sentence.
 """
@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 if sys.version_info < (3, 10):
@@ -27,6 +28,8 @@ from tools.server import Server
 from tools.terminal import StatusLine
 
 PACK = ROOT / "requirements.txt"
+ENDS_WITHIN = 25  # seconds, for a program that keeps what it has learned when it is ended
+SET_HELP = "another value, NODE being a title, class or id; again for more: --set 'Train LoRA.steps=500'"
 
 
 def setup(host, arguments):
@@ -39,14 +42,21 @@ def demo(host, arguments):
     """Train a LoRA in a ComfyUI graph and sample with it."""
     forget_trainings(host.base)
     workflow = ROOT / "example_workflows" / "train_lora.json"
-    return run(python_command(host, "tools.run", "--comfyui", host.comfyui, "--base", host.base, workflow))
+    return run_program(python_command(host, "tools.run", "--comfyui", host.comfyui, "--base", host.base, workflow))
+
+
+def run(host, arguments):
+    """Run a workflow without a browser; under torchrun, its trainings by several processes together."""
+    command = python_command(host, "tools.run", "--comfyui", host.comfyui, "--base", host.base)
+    values = [text for value in arguments.set for text in ("--set", value)]
+    return run_program(command + values + [str(arguments.workflow.absolute())])
 
 
 def evaluate(host, arguments):
     """Train each method on the demonstration model and measure its pictures."""
     forget_trainings(host.base)
     command = python_command(host, "tools.evaluate", "--comfyui", host.comfyui, "--base", host.base)
-    return run(command + ["--quick"] * arguments.quick + ["--only", arguments.only])
+    return run_program(command + ["--quick"] * arguments.quick + ["--only", arguments.only])
 
 
 def test(host, arguments):
@@ -54,7 +64,9 @@ def test(host, arguments):
     ensure_browser(host.python, host.folder / "browser.log", StatusLine())
     environment = dict(os.environ, TRAINTRAIN_COMFYUI=str(host.comfyui), TRAINTRAIN_HOST=str(host.folder))
     environment.setdefault("OMP_NUM_THREADS", "1")  # two processes of one thread each are twice as fast as one of two
-    return run([str(host.python), "-m", "pytest", "-n", "2", "--dist", "loadfile"] + arguments.rest, env=environment)
+    return run_program(
+        [str(host.python), "-m", "pytest", "-n", "2", "--dist", "loadfile"] + arguments.rest, env=environment
+    )
 
 
 def serve(host, arguments):
@@ -72,13 +84,14 @@ def serve(host, arguments):
 COMMANDS = {
     setup: [PACK],
     demo: [PACK, RUNNER_REQUIREMENTS],
+    run: [PACK, RUNNER_REQUIREMENTS],
     evaluate: [PACK, RUNNER_REQUIREMENTS],
     test: REQUIREMENTS + [RUNNER_REQUIREMENTS],
     serve: [PACK],
 }
 
 
-def run(command, env=None):
+def run_program(command, env=None):
     """Run a program in the repository and give its exit status; Ctrl-C is the program's to answer."""
     process = subprocess.Popen(command, cwd=str(ROOT), env=env)
     try:
@@ -87,6 +100,11 @@ def run(command, env=None):
                 return process.wait()
             except KeyboardInterrupt:
                 continue
+    except SystemExit:  # somebody ends us
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(ENDS_WITHIN)
+        raise
     finally:
         process.kill()  # only if something else ended us
 
@@ -115,6 +133,9 @@ def read_arguments():
         sub.add_argument(
             "--python", type=Path, metavar="PATH", help="the interpreter that runs it, if not its own venv's"
         )
+        if command is run:
+            sub.add_argument("workflow", type=Path, metavar="WORKFLOW.json", help="as the page saves or exports it")
+            sub.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help=SET_HELP)
         if command is evaluate:
             sub.add_argument("--quick", action="store_true", help="a rough table in a few minutes")
             sub.add_argument("--only", default="", metavar="NAME", help="only the trainings with this in their name")
