@@ -112,6 +112,8 @@ def run_program(command, env=None):
 def find_host(arguments, requirements):
     """Make the host, or check the one that the user named."""
     folder = host_folder()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return ready_host(folder, arguments)
     if arguments.comfyui:
         host = existing_host(folder, arguments.comfyui, arguments.python)
         require_packages(host.python, requirements)
@@ -119,6 +121,17 @@ def find_host(arguments, requirements):
         set_up(folder, StatusLine())
         host = own_host(folder)
     prepare_base(host, host.base, StatusLine())
+    return host
+
+
+def ready_host(folder, arguments):
+    """Find the host that is there: of the processes that torchrun starts at once, none can make it."""
+    if arguments.run is not run:
+        raise ToolError("torchrun starts `dev.py run` alone: start `dev.py {}` without it.".format(arguments.command))
+    named = arguments.comfyui and existing_host(folder, arguments.comfyui, arguments.python)
+    host = named or own_host(folder)
+    if not host.python.is_file() or not (host.base / "custom_nodes" / "traintrain").exists():
+        raise ToolError("ComfyUI is not set up in {}: run `python3 dev.py setup` here first.".format(folder))
     return host
 
 

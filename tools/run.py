@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from .errors import ToolError
-from .runner import Output, load_workflow, run_workflow, set_values, to_api
-from .server import Server
+from .runner import Output, load_workflow, set_values, to_api
 from .terminal import StatusLine, duration
+from .together import is_alone, own_server, rank, run_together
 
 
 class Follower:
@@ -75,9 +76,10 @@ def run(arguments: argparse.Namespace, status: StatusLine) -> list[Output]:
     """Run the workflow that the command line names; return what its output nodes show. Raises ToolError."""
     workflow, values = load_workflow(arguments.workflow), read_values(arguments.set)
     status.show("ComfyUI starts ...")
-    with Server(arguments.comfyui, arguments.base) as server:
-        prompt = set_values(to_api(workflow, server.get("/object_info")), values)
-        return run_workflow(server, prompt, Follower(status))
+    with own_server(arguments.comfyui, arguments.base) as server:
+        object_info = server.get("/object_info")
+        prompt = set_values(to_api(workflow, object_info), values)
+        return run_together(server, prompt, object_info, Follower(status))
 
 
 def end(*_: object) -> None:
@@ -93,13 +95,13 @@ def main() -> int:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE")
     parser.add_argument("workflow", type=Path)
-    status = StatusLine()
+    status = StatusLine() if rank() == 0 else StatusLine(open(os.devnull, "w"))  # the first process tells for all
     signal.signal(signal.SIGTERM, end)
     try:
         outputs = run(parser.parse_args(), status)
     except ToolError as error:
         status.clear()
-        print(error, file=sys.stderr)
+        print("" if is_alone() else f"Process {rank()}: ", error, sep="", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         status.clear()
