@@ -13,6 +13,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
+from conftest import ROOT
 from pack.nodes.progress import TrainingProgress
 from pack.trainer.files import LoRAWeights
 from pack.trainer.processes import Processes
@@ -36,8 +37,9 @@ WITHIN = 180  # seconds, for all that a pair of processes does
 
 # A training of the smallest model, whose second process does something else than the first.
 SMALLEST = """
-import os, sys, time
-import conftest
+import importlib.util, os, sys, time
+spec = importlib.util.spec_from_file_location("pack", sys.argv[1] + "/__init__.py", submodule_search_locations=[sys.argv[1]])
+sys.modules["pack"] = importlib.util.module_from_spec(spec)
 from pack.trainer.processes import join
 from pack.trainer.loop import TrainingRun
 from tiny_training import make_training
@@ -108,7 +110,7 @@ def finish(processes: list[subprocess.Popen], folder: Path) -> list[int]:
 
 def start_smallest(folder: Path, before: str = "seed = 7", in_step: str = "pass", **environment: str):
     (folder / "smallest.py").write_text(SMALLEST.format(before=before, in_step=in_step))
-    return start(folder, [folder / "smallest.py"], PYTHONPATH=str(SCRIPT.parent), **environment)
+    return start(folder, [folder / "smallest.py", ROOT], PYTHONPATH=str(SCRIPT.parent), **environment)
 
 
 def load(folder: Path, name: str) -> list[dict[str, torch.Tensor]]:
