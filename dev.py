@@ -166,9 +166,15 @@ def read_arguments():
     return arguments
 
 
+def end(*_):
+    """Answer SIGTERM so that what we started ends, too; once, for torchrun sends it more than once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
 def main():
     """Run the command that the command line names; give the exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what we started ends, too
+    signal.signal(signal.SIGTERM, end)
     arguments = read_arguments()
     try:
         return arguments.run(find_host(arguments, COMMANDS[arguments.run]), arguments)
