@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The commands of this repository: `python3 dev.py demo`, `run`, `evaluate`, `test`, `serve`, `setup`.
+"""The commands of this repository: `python3 dev.py demo`, `run`, `evaluate`, `bench`, `test`, `serve`, `setup`.
 
 Standard library only. This file must be readable by every Python 3, so that an old one gets a sentence.
 """
@@ -59,6 +59,15 @@ def evaluate(host, arguments):
     return run_program(command + ["--quick"] * arguments.quick + ["--only", arguments.only])
 
 
+def bench(host, arguments):
+    """Time trainings beside ComfyUI's own trainer, diffusers with PEFT, and the bare model."""
+    folders = ["--comfyui", host.comfyui, "--base", host.base, "--folder", host.folder / "bench"]
+    command = python_command(host, "tools.bench", *folders, "--only", arguments.only)
+    # Memory that is freed stays with the process, as on a GPU: the first touch of fresh memory would be most of the time.
+    kept = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+    return run_program(command + ["--quick"] * arguments.quick, env=dict(os.environ, **kept))
+
+
 def test(host, arguments):
     """Run the tests; further arguments go to pytest."""
     ensure_browser(host.python, host.folder / "browser.log", StatusLine())
@@ -86,6 +95,7 @@ COMMANDS = {
     demo: [PACK, RUNNER_REQUIREMENTS],
     run: [PACK, RUNNER_REQUIREMENTS],
     evaluate: [PACK, RUNNER_REQUIREMENTS],
+    bench: REQUIREMENTS + [RUNNER_REQUIREMENTS],
     test: REQUIREMENTS + [RUNNER_REQUIREMENTS],
     serve: [PACK],
 }
@@ -149,9 +159,12 @@ def read_arguments():
         if command is run:
             sub.add_argument("workflow", type=Path, metavar="WORKFLOW.json", help="as the page saves or exports it")
             sub.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help=SET_HELP)
-        if command is evaluate:
+        if command in (evaluate, bench):
+            parts = "trainings" if command is evaluate else "parts"
             sub.add_argument("--quick", action="store_true", help="a rough table in a few minutes")
-            sub.add_argument("--only", default="", metavar="NAME", help="only the trainings with this in their name")
+            sub.add_argument(
+                "--only", default="", metavar="NAME", help="only the {} with this in their name".format(parts)
+            )
         if command is serve:
             sub.add_argument("--port", type=int, default=8188)
             sub.add_argument("--base", type=Path, metavar="DIR", help="another folder for models, input and output")

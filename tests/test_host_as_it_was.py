@@ -251,6 +251,7 @@ def end(tiny: TinyHost, method: str, ending: str) -> tuple[str, bool]:
 def test_the_host_is_as_it_was(tiny, alive, ending, method):
     modules = tiny.model.model, tiny.vae.first_stage_model
     sample, before, values = tiny.sample(), everywhere(tiny), bits(*modules)
+    assert not before["in_training"] and not any(before["hooks"])  # an earlier training would have left it, too
     arrived, as_expected = end(tiny, method, ending)
     assert as_expected, arrived
     now = everywhere(tiny)

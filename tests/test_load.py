@@ -47,6 +47,10 @@ class Watcher(threading.Thread):
     def run(self) -> None:
         asyncio.run(self._watch())
 
+    def ended(self) -> Counter[str]:
+        """Count the trainings that have ended by their names."""
+        return Counter(data["name"] for event, data in list(self.events) if event == "traintrain.end")
+
     async def _watch(self) -> None:
         async with aiohttp.ClientSession() as session:
             url = f"http://{self.address}/ws?clientId={self.client}"
@@ -175,9 +179,10 @@ def test_a_hundred_trainings_are_cancelled_and_stopped_in_any_order(server, watc
 
 def check_what_was_seen(server, watchers) -> None:
     """Every page has seen every training begin and end, whoever queued it, and the server has none that runs."""
+    expected = {f"load_{10_000 + number}": 1 for number in (0, *range(1, QUEUED, 10))}
     for watcher in watchers:
-        ends = Counter(data["name"] for event, data in watcher.events if event == "traintrain.end")
-        assert ends == {f"load_{10_000 + number}": 1 for number in (0, *range(1, QUEUED, 10))}
+        wait_for(lambda: watcher.ended().keys() >= expected.keys(), "not every end is seen")
+        assert watcher.ended() == expected
         assert all(not data["running"] for event, data in watcher.events if event == "traintrain.end")
     shown = server.post("/traintrain/trainings", {})[1]["trainings"]
     assert not any(training["running"] for training in shown)
@@ -213,6 +218,7 @@ def state_of_last(server, watchers) -> str:
     """Train once more, to its end: nothing of the stops before is left over."""
     last = queue(server, watchers[0].client, 30_000, 3)
     wait_for(lambda: state(server, last), "the last does not end")
+    wait_for(lambda: watchers[1].ended()["load_30000"] == 1, "the end is not seen")
     steps = [data["step"] for event, data in watchers[1].events if event == "traintrain.step"]
     assert steps[-1] == 3
     return state(server, last)

@@ -17,9 +17,12 @@ from types import SimpleNamespace
 import folder_paths
 import pytest
 import torch
+from conftest import ROOT
 from killed_training import SAVE_EVERY
 from pack.nodes.files import SaveLoRA
 from pack.nodes.loss_table import read_table
+from pack.tools.errors import ToolError
+from pack.tools.runner import load_workflow, run_workflow, to_api
 from pack.trainer.config import TrainingConfig
 from pack.trainer.files import LoRAWeights, load_lora
 from pack.trainer.state import load_state
@@ -394,3 +397,30 @@ def test_a_lora_can_be_read_by_those_who_can_read_other_files(output_folder):
     path = save({"a.lora_up.weight": torch.ones(1, 1)}, "mine")
     (output_folder / "plain").touch()
     assert path.stat().st_mode == (output_folder / "plain").stat().st_mode
+
+
+def test_a_lora_that_is_in_memory_alone_is_saved_when_the_graph_is_queued_again(server):
+    """As the message says: the host has what a node gave until another graph runs."""
+    prompt = to_api(load_workflow(ROOT / "example_workflows" / "ileco_replace.json"), server.get("/object_info"))
+    prompt = {id: node for id, node in prompt.items() if node["class_type"] not in ("SaveImage", "TrainTrain_PlotLoss")}
+    (training,) = (node for node in prompt.values() if node["class_type"] == "TrainTrain_TrainILECO")
+    training["inputs"].update(steps=30, seed=987)
+    loras, aside, steps = server.base / "output" / "loras", server.base / "output" / "aside", []
+
+    def take_folder_away(event: str, _: str, data: dict) -> None:
+        if event == "traintrain.step":
+            steps.append(data["step"])
+            if loras.is_dir():
+                loras.rename(aside)
+                loras.touch()
+
+    with pytest.raises(ToolError, match="cannot be written.*in memory alone: queue again before ComfyUI is closed"):
+        run_workflow(server, prompt, take_folder_away)
+    loras.unlink()
+    aside.rename(loras)
+    assert steps[-1] == 30
+    steps.clear()
+    saved = run_workflow(server, prompt, lambda event, *_: steps.append(event) if event == "traintrain.step" else None)
+    assert steps == []
+    (path,) = {text for output in saved if output.title == "Save LoRA" for text in output.texts}
+    assert load_lora(Path(path)).metadata["traintrain_step"] == "30"

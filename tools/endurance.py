@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import os
 import sys
 import tempfile
 import time
@@ -23,16 +22,22 @@ MOST_SLOWER, MOST_GROWTH = 0.05, 0.01
 
 
 class Watch:
-    """What the steps took, in seconds of the processor, and the process's memory early and late."""
+    """What the steps took, in seconds of the processor, and the process's memory early."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.same_work: list[
+            float
+        ] = []  # seconds that one and the same work took beside each step: the machine's own pace
         self.early = 0
         self._last = time.thread_time()
 
     def step(self) -> None:
         now = time.thread_time()
         self.seconds.append(now - self._last)
+        start = time.thread_time()
+        sum(range(50_000))
+        self.same_work.append(time.thread_time() - start)
         if len(self.seconds) == WARM_UP:
             self.early = memory()
         self._last = time.thread_time()
@@ -72,29 +77,27 @@ def train(steps: int, folder: Path) -> Watch:
     return watch
 
 
+def report(watch: Watch, folder: Path) -> bool:
+    """Print the figures; return whether anything grew."""
+    late, window = memory(), min(WINDOW, len(watch.seconds) // 3)
+    first, last = slice(WARM_UP, WARM_UP + window), slice(-window, None)
+    step, same_work = ([median(each[part]) for part in (first, last)] for each in (watch.seconds, watch.same_work))
+    slower = step[1] / step[0] / (same_work[1] / same_work[0]) - 1
+    larger = late / watch.early - 1
+    print(f"{len(watch.seconds)} steps: {step[0] * 1000:.2f} ms a step at first, {step[1] * 1000:.2f} ms at last")
+    print(f"Beside work that is always the same: {slower:+.1%}")
+    print(f"Memory: {watch.early / 1e6:.1f} MB after {WARM_UP} steps, {late / 1e6:.1f} MB at last: {larger:+.1%}")
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        print(f"{file.stat().st_size:>10,} bytes  {file.relative_to(folder)}")
+    return slower > MOST_SLOWER or larger > MOST_GROWTH
+
+
 def main() -> int:
     """Train, print the figures, and give 1 where something grew."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("steps", nargs="?", type=int, default=10_000)
-    steps = parser.parse_args().steps
-    os.chdir(ROOT)
+    parser.add_argument("steps", nargs="?", type=int, default=10_000, help="at least 1000")
     with tempfile.TemporaryDirectory() as folder:
-        watch = train(steps, Path(folder))
-        late, files = memory(), sorted(file for file in Path(folder).rglob("*") if file.is_file())
-        window = min(WINDOW, steps // 3)
-        first, last = median(watch.seconds[WARM_UP:][:window]), median(watch.seconds[-window:])
-        print(
-            f"{steps} steps: {first * 1000:.3f} ms a step at first, {last * 1000:.3f} ms at last ({last / first - 1:+.1%})"
-        )
-        print(
-            f"memory: {watch.early / 1e6:.1f} MB after {WARM_UP} steps, {late / 1e6:.1f} MB after the last "
-            f"({late / watch.early - 1:+.1%})"
-        )
-        tenths = [watch.seconds[i * steps // 10 : (i + 1) * steps // 10] for i in range(10)]
-        print(f"ms a step in each tenth: {', '.join(f'{median(tenth) * 1000:.2f}' for tenth in tenths)}")
-        for file in files:
-            print(f"{file.stat().st_size:>10,} bytes  {file.relative_to(folder)}")
-    return int(last > (1 + MOST_SLOWER) * first or late > (1 + MOST_GROWTH) * watch.early)
+        return int(report(train(parser.parse_args().steps, Path(folder)), Path(folder)))
 
 
 if __name__ == "__main__":

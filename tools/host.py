@@ -87,9 +87,14 @@ def install_options(file: Path) -> str:
 
 def python_command(host: Host, module: str, *arguments: str | Path) -> list[str]:
     """Give the command that runs a module of this repository in the host's Python."""
+    return module_command(host.python, module, *arguments)
+
+
+def module_command(python: Path | str, module: str, *arguments: str | Path) -> list[str]:
+    """Give the command that runs a module of this repository in a Python."""
     # Not `-m`: the Python of ComfyUI's portable build does not look for modules in the working folder.
     code = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); runpy.run_module({module!r}, run_name='__main__')"
-    return [str(host.python), "-c", code, *map(str, arguments)]
+    return [str(python), "-c", code, *map(str, arguments)]
 
 
 def interpreter(venv: Path) -> Path:

@@ -77,8 +77,9 @@ class LoRALayer(Adapter):
         up = (self.up * (self.scale * strength)).to(x.dtype)  # scaling the small matrix spares a pass over activations
         hidden = self.apply_weight(x, self.down.to(x.dtype))
         if self.placement is None:
-            return _AddProduct.apply(output, hidden, up)
-        return output.add_(F.conv2d(hidden, up))
+            # In one call: the product is added while it is made.
+            return torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), up.T).view(output.shape)
+        return output + F.conv2d(hidden, up)
 
 
 class LoHaLayer(Adapter):
@@ -106,7 +107,7 @@ class LoHaLayer(Adapter):
     def forward(self, output: torch.Tensor, x: torch.Tensor, strength: float) -> torch.Tensor:
         w1_a = self.w1_a * (self.scale * strength)
         weight = _HadamardProduct.apply(w1_a, self.w1_b, self.w2_a, self.w2_b)
-        return output.add_(self.apply_weight(x, weight.view(self.shape).to(x.dtype)))
+        return output + self.apply_weight(x, weight.view(self.shape).to(x.dtype))
 
 
 class LoKrLayer(Adapter):
@@ -147,32 +148,9 @@ class LoKrLayer(Adapter):
         w2 = (self.w2 if hasattr(self, "w2") else (self.w2_a @ self.w2_b).view(self._big)).to(x.dtype)
         if self.placement is None:
             grouped = F.linear(x.unflatten(-1, (-1, w2.shape[1])), w2)
-            return output.add_(torch.einsum("lm,...mk->...lk", w1, grouped).flatten(-2))
+            return output + torch.einsum("lm,...mk->...lk", w1, grouped).flatten(-2)
         grouped = self.apply_weight(x.unflatten(1, (-1, w2.shape[1])).flatten(0, 1), w2)
-        return output.add_(torch.einsum("lm,bm...->bl...", w1, grouped.unflatten(0, (len(x), -1))).flatten(1, 2))
-
-
-class _AddProduct(torch.autograd.Function):
-    """output + hidden @ up.T, added while it is multiplied: the product is never written down on its own.
-
-    output: (..., out), is overwritten
-    hidden: (..., rank)
-    up: (out, rank)
-    """
-
-    @staticmethod
-    def forward(ctx: Any, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        hidden, up = hidden.to(output.dtype), up.to(output.dtype)  # autocast leaves products in place alone
-        ctx.save_for_backward(hidden, up)
-        ctx.mark_dirty(output)
-        output.view(-1, len(up)).addmm_(hidden.reshape(-1, up.shape[1]), up.T)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        hidden, up = ctx.saved_tensors
-        rows = gradient.reshape(-1, len(up))
-        return gradient, (rows @ up).view(hidden.shape), rows.T @ hidden.reshape(-1, up.shape[1])
+        return output + torch.einsum("lm,bm...->bl...", w1, grouped.unflatten(0, (len(x), -1))).flatten(1, 2)
 
 
 class _HadamardProduct(torch.autograd.Function):

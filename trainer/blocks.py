@@ -56,7 +56,7 @@ def choose_layers(
         chosen |= _text_layers(text_encoder)
     if not chosen:
         raise ValueError(
-            f"No layer of this model is left with blocks {config.blocks!r} and element {config.element}: "
+            f"No layer of this model is left with blocks {config.blocks!r:.200} and element {config.element}: "
             "choose more blocks, or element Full."
         )
     return chosen
@@ -94,7 +94,7 @@ def _named_blocks(part: str, known: list[str]) -> set[str]:
     missing = [end for end in ends if end.lower() not in by_lower]
     if missing or len(ends) > 2:
         raise ValueError(
-            f"There is no block {missing[0] if missing else part!r} to train in this model: it has {', '.join(known)}, and {TEXT_ENCODER} for the text encoder."
+            f"There is no block {missing[0] if missing else part!r:.200} to train in this model: it has {', '.join(known)}, and {TEXT_ENCODER} for the text encoder."
         )
     first, last = (known.index(by_lower[end.lower()]) for end in (ends[0], ends[-1]))
     return set(known[first : last + 1])

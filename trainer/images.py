@@ -50,7 +50,9 @@ def load_folder(
     are not read, so a picture that is damaged inside, and not cut short, shows only when they are.
     """
     if caption_source not in CAPTION_SOURCES:
-        raise ValueError(f"There is no caption source {caption_source!r}: choose one of {', '.join(CAPTION_SOURCES)}.")
+        raise ValueError(
+            f"There is no caption source {caption_source!r:.200}: choose one of {', '.join(CAPTION_SOURCES)}."
+        )
     files = _find_images(folder, include_subfolders)
     if not files:
         raise ValueError(_explain_empty(folder, include_subfolders))
@@ -94,7 +96,9 @@ def pair_by_suffix(images: Sequence[LoadedImage], suffix: str) -> list[tuple[Loa
     }
     alone = sorted((originals | targets)[key].file.path.name for key in originals.keys() ^ targets.keys())
     if alone:
-        raise ValueError(f"No partner by the suffix {suffix!r} for {', '.join(alone)}: name the target NAME{suffix}.")
+        raise ValueError(
+            f"No partner by the suffix {suffix!r:.200} for {', '.join(alone)}: name the target NAME{suffix:.200}."
+        )
     pairs = [(image, targets[key]) for key, image in originals.items()]
     wrong = [f"{a.file.path.name} and {b.file.path.name}" for a, b in pairs if a.file.size != b.file.size]
     if wrong:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Callable, Iterator
 
 import torch
+from torch.amp import autocast
 
 from .config import TrainingConfig
 from .denoiser import Denoiser
@@ -224,7 +225,7 @@ def _accumulate_gradients(
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager:
     if precision == "as loaded":
         return nullcontext()
-    return torch.amp.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+    return autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
 
 
 def _clip(parameters: list[torch.Tensor], max_norm: float) -> torch.Tensor:

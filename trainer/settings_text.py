@@ -67,8 +67,8 @@ class Choice:
         try:
             yield
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError) as error:
-            reason = str(error).rstrip(".")
-            raise ValueError(f"{self.input}_settings {self.text!r} do not suit {self.name}: {reason}.") from error
+            reason = str(error)[:200].rstrip(".")
+            raise ValueError(f"{self.input}_settings {self.text!r:.200} do not suit {self.name}: {reason}.") from error
 
     def _check_known(self, settings: dict[str, Any], kind: Callable, reserved: tuple[str, ...]) -> None:
         # A key that only **kwargs takes would vanish.
@@ -77,7 +77,7 @@ class Choice:
         unknown = [key for key in settings if key not in known]
         if unknown:
             raise ValueError(
-                f"{self.input}_settings has {', '.join(unknown)}, which {self.name} does not take: it takes "
+                f"{self.input}_settings has {', '.join(unknown):.200}, which {self.name} does not take: it takes "
                 f"{', '.join(known) or 'none'}."
             )
 
@@ -88,9 +88,11 @@ def read_settings(name: str, text: str) -> dict[str, Any]:
     for pair in _split_pairs(text):
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not (key and equals and value):
-            raise ValueError(f"{name} has {pair!r}: write key=value pairs, as in betas=(0.9, 0.99), weight_decay=0.01.")
+            raise ValueError(
+                f"{name} has {pair!r:.200}: write key=value pairs, as in betas=(0.9, 0.99), weight_decay=0.01."
+            )
         if key in settings:
-            raise ValueError(f"{name} has {key} twice: keep one.")
+            raise ValueError(f"{name} has {key:.200} twice: keep one.")
         settings[key] = _read_value(value)
     return settings
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from typing import Any, Sequence
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...trainer import denoiser
 from ...trainer.picture import to_unit_range
@@ -18,23 +20,31 @@ SAMPLING_ONLY = {
     "start_percent", "end_percent", "gligen", "default", "timestep_start", "timestep_end",
 }  # fmt: skip
 
+# What was encoded last, so that a training queued again with another setting needs neither encoder. It goes with the
+# pictures, and with the CLIP: the host keeps both while the graph before the training stays as it is.
+_prompts: weakref.WeakKeyDictionary[Any, dict[str, denoiser.Conditioning]] = weakref.WeakKeyDictionary()
+_latents = WeakTensorKeyDictionary()  # pixels -> (a reference to the VAE, the latent as it makes it)
+PROMPTS_KEPT = 256  # those of large text encoders take megabytes each
+
 logger = logging.getLogger(__name__)
 
 
 class HostTextEncoder:
-    """A CLIP as the trainer's TextEncoder."""
+    """A CLIP as the trainer's TextEncoder. Encodes a caption once, and not again where it was among the last ones."""
 
     def __init__(self, clip: Any) -> None:
         self._clip = clip
 
     def encode(self, captions: Sequence[str]) -> list[denoiser.Conditioning]:
-        with torch.inference_mode():
-            encoded = {
-                text: self._clip.encode_from_tokens_scheduled(tokenize(self._clip, text))[0]
-                for text in dict.fromkeys(captions)
-            }
-        encoded = normal_tensors(encoded)
+        known = _prompts.get(self._clip, {})
+        encoded = {text: known.get(text) or self._encode(text) for text in dict.fromkeys(captions)}
+        _prompts[self._clip] = dict(list(encoded.items())[:PROMPTS_KEPT])
         return [encoded[text] for text in captions]
+
+    def _encode(self, text: str) -> denoiser.Conditioning:
+        with torch.inference_mode():
+            encoded = self._clip.encode_from_tokens_scheduled(tokenize(self._clip, text))[0]
+        return normal_tensors(encoded)
 
 
 def read_conditioning(conditioning: list) -> list[denoiser.Conditioning]:
@@ -52,12 +62,21 @@ def read_conditioning(conditioning: list) -> list[denoiser.Conditioning]:
 def encode_images(vae: Any, patcher: Patcher, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Encode pictures (H, W, 3), uint8 or float32 in [0, 1], to latents (C, h, w) in the model's scale, on its device.
 
-    Raises ValueError for a size that the VAE cannot take whole.
+    A picture that the VAE has encoded before is not encoded again. Raises ValueError for a size that the VAE cannot take
+    whole.
     """
     multiple = vae.spacial_compression_encode()
     _check_multiple([(image.shape[1], image.shape[0]) for image in images], multiple)
-    with torch.inference_mode():
-        return scale_latents(patcher, [vae.encode(to_unit_range(image)[None])[0] for image in images])
+    return scale_latents(patcher, [_encode_image(vae, image) for image in images])
+
+
+def _encode_image(vae: Any, image: torch.Tensor) -> torch.Tensor:
+    by, latent = _latents.get(image, (None, None))
+    if by is None or by() is not vae:
+        with torch.inference_mode():
+            latent = vae.encode(to_unit_range(image)[None])[0]
+        _latents[image] = weakref.ref(vae), latent
+    return latent
 
 
 def scale_latents(patcher: Patcher, latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:

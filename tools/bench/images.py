@@ -1,20 +1,18 @@
 """Measures how fast a folder of photographs becomes training images, and how much memory that takes (on Linux).
 
-    python -m tools.bench.images [--count 200] [--side 1024] [--repeats 3]
-
 The contenders: `pillow` is Pillow's own decoding and scaling on all cores; `nodes` is Load Image Folder and Bucket
 Images with all that they show; `engine` is what these two call, without the contact sheet and the report.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import math
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,8 +23,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops
 
-from ..host import ROOT, Host, host_folder, own_host, python_command
+from ..host import ROOT, module_command
 from .host import import_pack
+from .memory import without_kept_memory
 
 RATIOS = (4 / 3, 3 / 2, 16 / 9)
 MEGAPIXELS = 1, 12
@@ -47,18 +46,19 @@ class Measured:
         return self.count / statistics.median(self.seconds)
 
 
-def measure_images(count: int, folder: Path, side: int = 1024, repeats: int = 3) -> dict[tuple[str, int], Measured]:
+def measure_images(
+    comfyui: Path, count: int, folder: Path, side: int = 1024, repeats: int = 3
+) -> dict[tuple[str, int], Measured]:
     """Measure every contender over `count` photographs and over a quarter of them, by (contender, photographs).
 
     Each run is a process of its own; the contenders take turns. `folder` keeps the photographs.
     """
-    host = own_host(host_folder())
     make_photographs(folder / "all", count)
     runs: dict[tuple[str, int], list[dict]] = {}
     for _ in range(repeats):
         for number in (max(1, count // 4), count):
             for name in CONTENDERS:
-                runs.setdefault((name, number), []).append(_run_alone(host, name, _share(folder, number), side))
+                runs.setdefault((name, number), []).append(_run_alone(comfyui, name, _share(folder, number), side))
     return {
         key: Measured(key[1], [run["seconds"] for run in found], [run["peak"] for run in found])
         for key, found in runs.items()
@@ -101,15 +101,15 @@ def _share(folder: Path, count: int) -> Path:
     return share
 
 
-def _run_alone(host: Host, name: str, folder: Path, side: int) -> dict:
+def _run_alone(comfyui: Path, name: str, folder: Path, side: int) -> dict:
     """Run a contender in a process of its own; return its seconds and its peak."""
-    command = python_command(host, "tools.bench.images", "--run", name, "--folder", folder, "--side", str(side))
-    answer = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    command = module_command(sys.executable, "tools.bench.images", comfyui, name, folder, str(side))
+    answer = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, env=without_kept_memory())
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-def _run(name: str, folder: Path, side: int) -> dict:
-    import_pack(own_host(host_folder()).comfyui)
+def _run(comfyui: Path, name: str, folder: Path, side: int) -> dict:
+    import_pack(comfyui)
     run = CONTENDERS[name](folder, side)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, begun = _peak(), time.perf_counter()
@@ -173,28 +173,18 @@ def _nodes(folder: Path, side: int) -> Callable[[], list]:
 CONTENDERS = {"pillow": _pillow, "nodes": _nodes, "engine": _engine}
 
 
-def main() -> None:
-    """Measure and print, or run the one contender that the command line names."""
-    parser = argparse.ArgumentParser(prog="images", description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=200, help="photographs")
-    parser.add_argument("--side", type=int, default=1024, help="pixels of a square frame")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=host_folder() / "photographs", help="where they are kept")
-    parser.add_argument("--run", choices=CONTENDERS, help="run this one once over FOLDER and print the figures as JSON")
-    given = parser.parse_args()
-    if given.run:
-        print(json.dumps(_run(given.run, given.folder, given.side)))
-        return
-    measured = measure_images(given.count, given.folder, given.side, given.repeats)
-    print(f"{os.cpu_count()} cores, frames of {given.side} x {given.side} pixels, median of {given.repeats} (range)")
+def table(measured: dict[tuple[str, int], Measured]) -> list[str]:
+    """Return the lines of a table."""
+    lines = []
     for (name, count), found in measured.items():
         share = found.per_second / measured["pillow", count].per_second
         span = f"{min(found.seconds):.1f} to {max(found.seconds):.1f}"
-        memory = f"{statistics.median(found.peaks) / 2**20:.0f} MB"
-        print(
-            f"{count:>5} photographs  {name:<7} {statistics.median(found.seconds):6.1f} s ({span}) {share:5.2f}  {memory}"
+        seconds, peak = statistics.median(found.seconds), statistics.median(found.peaks) / 2**20
+        lines.append(
+            f"{count:>5} photographs  {name:<7} {seconds:6.1f} s ({span})  {share:5.2f} of Pillow  {peak:.0f} MB"
         )
+    return lines
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # one contender, in a process of its own
+    print(json.dumps(_run(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))))

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
 import comfy.samplers
@@ -22,11 +21,10 @@ from diffusers import UNet2DConditionModel
 from pack.nodes import host
 from pack.trainer.config import NetworkConfig, TrainingConfig
 from pack.trainer.data import TrainingExample, draw_batches
-from pack.trainer.history import History
 from pack.trainer.methods.denoise import Denoise
 from peft import LoraConfig
 
-from .subjects import Subject
+from .subjects import EXAMPLES, Subject
 from .timing import step_clock, synchronize
 
 LEARNING_RATE = 1e-4
@@ -56,15 +54,15 @@ class Silent:
 class Ours:
     """The pack's own training, from loading the MODEL to the finished LoRA."""
 
-    def __init__(self, subject: Subject, setting: Setting, progress: host.Progress | None = None) -> None:
-        self.subject, self.setting, self.progress = subject, setting, progress or Silent()
+    def __init__(self, subject: Subject, setting: Setting, examples: int = EXAMPLES) -> None:
+        self.subject, self.setting = subject, setting
         latents = host.scale_latents(subject.model, list(subject.latents))
         prompts = [host.read_conditioning(prompt)[0] for prompt in subject.prompts]
-        self.examples = [TrainingExample(latent, prompt) for latent, prompt in zip(latents, prompts)]
+        self.examples = [TrainingExample(latents[i % EXAMPLES].clone(), prompts[i % EXAMPLES]) for i in range(examples)]
 
     def run(self, steps: int) -> float:
         with step_clock() as clock:
-            host.train_lora(self.training(steps), self.progress, lambda *_: None)
+            host.train_lora(self.training(steps), Silent(), lambda *_: None)
             return clock.seconds_per_step(steps)
 
     def training(self, steps: int) -> host.Training:
@@ -84,7 +82,7 @@ class Ours:
 class HostTrainer:
     """ComfyUI's own Train LoRA node. It adapts every layer and every bias, which cannot be set otherwise.
 
-    fastest: with attention by PyTorch, without checkpointing, bypass mode as given; else its defaults
+    fastest: with attention by PyTorch, in bypass mode, checkpointing as in the setting; else its defaults
     """
 
     def __init__(self, subject: Subject, setting: Setting, fastest: bool = False, **options: Any) -> None:
@@ -93,7 +91,7 @@ class HostTrainer:
         if fastest:
             override = lambda _, *args, **kwargs: attention_pytorch(*args, **kwargs)  # noqa: E731
             self.model.model_options["transformer_options"] = {"optimized_attention_override": override}
-            options = {"gradient_checkpointing": setting.checkpointing, **options}
+            options = {"gradient_checkpointing": setting.checkpointing, "bypass_mode": True, **options}
         self.options = options
 
     def run(self, steps: int) -> float:
@@ -132,7 +130,9 @@ class Diffusers:
             self.unet = UNet2DConditionModel(**subject.diffusers)
         names = comfy.utils.unet_to_diffusers(model.model_config.unet_config)
         weights = model.diffusion_model.state_dict()
-        renamed = {name: weights[names[name.replace("add_embedding", "label_emb.0")]] for name in self.unet.state_dict()}
+        renamed = {
+            name: weights[names[name.replace("add_embedding", "label_emb.0")]] for name in self.unet.state_dict()
+        }
         with torch.inference_mode(False):
             copies = {name: weight.clone().to(self.device, self.dtype) for name, weight in renamed.items()}
             self.unet.load_state_dict(copies, assign=True)
@@ -146,7 +146,6 @@ class Diffusers:
         if self.setting.checkpointing:
             unet.enable_gradient_checkpointing()
         try:
-            parameters = [p.float() for p in unet.parameters() if p.requires_grad]
             parameters = [p for p in unet.parameters() if p.requires_grad]
             optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
             with step_clock() as clock:

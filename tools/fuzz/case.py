@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LIMIT = 30.0  # seconds that an input may take
+LIMIT = 120.0  # seconds that an input may take, on a busy machine too
 LONGEST = 1500  # letters of a refusal
 # A refusal is of these kinds; any other was raised by accident.
 REFUSALS = ("ValueError", "RuntimeError", "OSError", "NonFiniteLoss")

@@ -1,0 +1,121 @@
+"""What makes a step fast: how often the device is waited for, the model run, a prompt or picture encoded."""
+
+from __future__ import annotations
+
+import gc
+from itertools import repeat
+
+import pytest
+import torch
+from pack.nodes import host
+from pack.trainer.config import NetworkConfig, TrainingConfig
+from pack.trainer.data import TrainingExample
+from pack.trainer.methods.addift import ADDifT, ExamplePair
+from pack.trainer.methods.denoise import Denoise
+from pack.trainer.methods.ileco import ILECO
+from tiny_training import make_training, train
+from torch.utils._python_dispatch import TorchDispatchMode
+
+STEPS = 6
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select")  # operations whose result a GPU must hand over
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ in WAITS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Adam", "SGDNesterov", "Lion"])
+def test_a_step_waits_for_the_device_to_read_its_figures_alone(optimizer):
+    """The loss, and whether it and the gradient are finite; with clipping and a weight for the noise level."""
+    counts = []
+    for steps in (STEPS, 2 * STEPS):
+        model, network, method, config = make_training(steps, optimizer=optimizer)
+        method.batches = repeat([0, 1])  # drawn on the CPU, where nothing waits
+        with Waits() as waits:
+            train(model, network, method, config, lambda *_: None)
+        counts.append(waits.count)
+    assert (counts[1] - counts[0]) / STEPS == 2
+
+
+def test_a_steps_figures_are_read_when_the_next_one_is_under_way():
+    model, network, method, config = make_training(STEPS)
+    events = []
+    predict, model.predict = model.predict, lambda *a: events.append("forward") or predict(*a)
+    train(model, network, method, config, lambda step, *_: events.append(step))
+    assert events == ["forward", *[e for step in range(1, STEPS) for e in ("forward", step)], STEPS]
+
+
+def method_of(name: str, model, config: TrainingConfig, examples: list[TrainingExample]):
+    first, second = (example.conditioning for example in examples[:2])
+    if name == "ADDifT":
+        return ADDifT([ExamplePair(*examples)], repeat([0]), 1, 1.0, config)
+    if name == "LoRA":
+        return Denoise(examples, repeat([0, 1]), config)
+    return ILECO([(first, second)], [], examples[0].latent.shape, 0, 1.0 if "guidance" in name else 0.0, config)
+
+
+@pytest.mark.parametrize("name, passes", [("LoRA", 1), ("iLECO", 2), ("iLECO with guidance", 3), ("ADDifT", 2)])
+def test_a_step_runs_the_model_no_more_than_its_method_needs(shapes, monkeypatch, name, passes):
+    """A batch is one pass whatever its captions; what the model makes of them is kept; the model has no gradients."""
+    model, clip, _ = shapes
+    conditionings = host.HostTextEncoder(clip).encode(["a red circle", "a blue square"])
+    examples = [TrainingExample(torch.randn(4, 8, 8), conditioning) for conditioning in conditionings]
+    config = TrainingConfig(steps=3, batch_size=2, lr_scheduler="constant")
+    forwards, encoded = [], []
+    inner, extra_conds = model.model, model.model.extra_conds
+    handle = inner.diffusion_model.register_forward_hook(lambda *_: forwards.append(1))
+    monkeypatch.setattr(inner, "extra_conds", lambda **k: encoded.append(1) or extra_conds(**k))
+    with_gradients = []
+
+    class Watching:
+        def begin(self, *_):
+            pass
+
+        def __call__(self, step, *_):
+            with_gradients.extend(p for p in inner.parameters() if p.grad is not None or p.requires_grad)
+
+    training = host.Training(model, NetworkConfig(rank=4), config, method_of(name, model, config, examples), {})
+    try:
+        lora, _ = host.train_lora(training, Watching(), lambda *_: None)
+    finally:
+        handle.remove()
+    assert len(forwards) == 3 * passes and len(encoded) == 2 and not with_gradients and lora
+
+
+def test_pictures_and_captions_are_encoded_once_for_all_trainings(shapes, monkeypatch):
+    model, clip, vae = shapes
+    calls = []
+    encode, encode_text = vae.encode, clip.encode_from_tokens_scheduled
+    monkeypatch.setattr(vae, "encode", lambda *a: calls.append("picture") or encode(*a))
+    monkeypatch.setattr(clip, "encode_from_tokens_scheduled", lambda *a: calls.append("caption") or encode_text(*a))
+    pictures, captions = [torch.rand(64, 64, 3) for _ in range(2)], ["one", "two", "one"]
+
+    def prepare():
+        return host.encode_images(vae, model, pictures), host.HostTextEncoder(clip).encode(captions)
+
+    first, second = prepare(), prepare()
+    assert sorted(calls) == ["caption"] * 2 + ["picture"] * 2
+    assert all(torch.equal(a, b) for a, b in zip(first[0], second[0])) and first[1][0] is second[1][2]
+    other = host.HostTextEncoder(clip.clone()).encode(["one"])  # such as one with a LoRA on it
+    assert other[0] is not first[1][0] and torch.equal(other[0][0], first[1][0][0])
+
+
+def test_what_is_encoded_goes_with_the_pictures(shapes):
+    model, _, vae = shapes
+    host.encode_images(vae, model, [torch.rand(64, 64, 3)])
+    gc.collect()
+    kept = len(host.inputs._latents)
+    picture = torch.rand(64, 64, 3)
+    host.encode_images(vae, model, [picture])
+    assert len(host.inputs._latents) == kept + 1
+    del picture
+    gc.collect()
+    assert len(host.inputs._latents) == kept
