@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +15,11 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from conftest import ROOT
+from conftest import COMFYUI, HOST, ROOT
+from pack.nodes.loss_table import read_table
 from pack.nodes.progress import TrainingProgress
+from pack.tools.base_folder import make_folders, share_model
+from pack.tools.together import trainings_alone
 from pack.trainer.files import LoRAWeights
 from pack.trainer.processes import Processes
 from safetensors.torch import load_file
@@ -37,9 +42,8 @@ WITHIN = 180  # seconds, for all that a pair of processes does
 
 # A training of the smallest model, whose second process does something else than the first.
 SMALLEST = """
-import importlib.util, os, sys, time
-spec = importlib.util.spec_from_file_location("pack", sys.argv[1] + "/__init__.py", submodule_search_locations=[sys.argv[1]])
-sys.modules["pack"] = importlib.util.module_from_spec(spec)
+import os, sys, time
+import conftest
 from pack.trainer.processes import join
 from pack.trainer.loop import TrainingRun
 from tiny_training import make_training
@@ -110,7 +114,7 @@ def finish(processes: list[subprocess.Popen], folder: Path) -> list[int]:
 
 def start_smallest(folder: Path, before: str = "seed = 7", in_step: str = "pass", **environment: str):
     (folder / "smallest.py").write_text(SMALLEST.format(before=before, in_step=in_step))
-    return start(folder, [folder / "smallest.py", ROOT], PYTHONPATH=str(SCRIPT.parent), **environment)
+    return start(folder, [folder / "smallest.py"], PYTHONPATH=str(SCRIPT.parent), **environment)
 
 
 def load(folder: Path, name: str) -> list[dict[str, torch.Tensor]]:
@@ -192,6 +196,64 @@ def test_an_error_in_one_process_ends_the_other_at_once(tmp_path):
 def test_a_process_with_another_training_is_refused(tmp_path):
     assert finish(start_smallest(tmp_path, before="seed = 7 + second"), tmp_path) == [1, 1]
     assert "ValueError Process 1 is about to train something else than process 0" in (tmp_path / "1.log").read_text()
+
+
+def ileco(number: str, original: str, target: str, **inputs: object) -> dict[str, dict]:
+    """Return a training node and its Save LoRA."""
+    wired = {"model": ["1", 0], "original": [original, 0], "target": [target, 0]}
+    plain = {"width": 64, "height": 64, "steps": 2, "batch_size": 2, "learning_rate": 1e-3, "seed": 1}
+    instant = {"denoise_steps": 0, "guidance": 0.0}
+    saved = {"lora": [number, 1], "name": f"of_{number}", "save_precision": "fp32", "strength": 1.0, "overwrite": False}
+    return {
+        number: {"class_type": "TrainTrain_TrainILECO", "inputs": {**wired, **plain, **instant, **inputs}},
+        f"{number}0": {"class_type": "TrainTrain_SaveLoRA", "inputs": saved},
+    }
+
+
+def prompt(text: str) -> dict:
+    return {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": text}}
+
+
+GRAPH = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "shapes.safetensors"}},
+    "2": prompt("red"),
+    "3": prompt("blue"),
+    **ileco("4", "2", "3"),
+    **ileco("5", "3", "2"),
+}
+
+
+def test_of_the_other_processes_each_runs_the_trainings_alone():
+    info = {node["class_type"]: {"output": ["MODEL", "LORA_MODEL", "LOSS_MAP"]} for node in GRAPH.values()}
+    alone = trainings_alone(GRAPH | ileco("6", "2", "3", lora=["4", 1]), ["6"], info)
+    assert alone.keys() == {"1", "2", "3", "4", "6", "end of 6"}
+    assert alone["end of 6"] == {"class_type": "PreviewAny", "inputs": {"source": ["6", 2]}}
+
+
+def test_torchrun_runs_a_workflow_of_two_trainings_that_do_not_depend_on_one_another(tmp_path):
+    base = tmp_path / "base"
+    make_folders(base)
+    share_model(HOST / "base", base)
+    (tmp_path / "graph.json").write_text(json.dumps(GRAPH))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = ["dev.py", "run", "--comfyui", COMFYUI, "--python", sys.executable, "--set", "4.steps=3"]
+    with open(tmp_path / "0.log", "wb") as log:
+        process = subprocess.Popen(
+            [*torchrun, *run, tmp_path / "graph.json"],
+            cwd=ROOT,
+            env={**os.environ, "TRAINTRAIN_HOST": str(tmp_path), "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+        )
+    assert finish([process], tmp_path) == [0], (tmp_path / "0.log").read_text()
+    said, trained = (tmp_path / "0.log").read_text(), base / "output" / "loras" / "trained"
+    for number, steps in (("4", 3), ("5", 2)):
+        path = base / "output" / "loras" / f"of_{number}.safetensors"
+        assert said.count(str(path)) == 1
+        [table] = read_table(next(trained.glob(f"of_{number}_*.csv"))).values()
+        assert path.is_file() and len(table) == steps
+    others = (base / "server_1.log").read_text()
+    assert others.count("The LoRA has") == 2 and others.count("Prompt executed") == 2
 
 
 @pytest.mark.parametrize("count", range(1, 6))

@@ -38,4 +38,4 @@ class PendingStep:
         """Wait for the device."""
         if self._copied is not None:
             self._copied.synchronize()
-        return Figures(*self._figures.tolist())
+        return Figures(*(figure.item() for figure in self._figures))
