@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The commands of this repository: `python3 dev.py demo`, `evaluate`, `bench`, `test`, `serve`, `setup`.
+"""The commands of this repository: `python3 dev.py demo`, `run`, `evaluate`, `bench`, `test`, `serve`, `setup`.
 
 Standard library only. This file must be readable by every Python 3, so that an old one gets a sentence.
 """
@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 if sys.version_info < (3, 10):
@@ -27,6 +28,8 @@ from tools.server import Server
 from tools.terminal import StatusLine
 
 PACK = ROOT / "requirements.txt"
+ENDS_WITHIN = 25  # seconds, for a program that keeps what it has learned when it is ended
+SET_HELP = "another value, NODE being a title, class or id; again for more: --set 'Train LoRA.steps=500'"
 
 
 def setup(host, arguments):
@@ -39,14 +42,21 @@ def demo(host, arguments):
     """Train a LoRA in a ComfyUI graph and sample with it."""
     forget_trainings(host.base)
     workflow = ROOT / "example_workflows" / "train_lora.json"
-    return run(python_command(host, "tools.run", "--comfyui", host.comfyui, "--base", host.base, workflow))
+    return run_program(python_command(host, "tools.run", "--comfyui", host.comfyui, "--base", host.base, workflow))
+
+
+def run(host, arguments):
+    """Run a workflow without a browser; under torchrun, its trainings by several processes together."""
+    command = python_command(host, "tools.run", "--comfyui", host.comfyui, "--base", host.base)
+    values = [text for value in arguments.set for text in ("--set", value)]
+    return run_program(command + values + [str(arguments.workflow.absolute())])
 
 
 def evaluate(host, arguments):
     """Train each method on the demonstration model and measure its pictures."""
     forget_trainings(host.base)
     command = python_command(host, "tools.evaluate", "--comfyui", host.comfyui, "--base", host.base)
-    return run(command + ["--quick"] * arguments.quick + ["--only", arguments.only])
+    return run_program(command + ["--quick"] * arguments.quick + ["--only", arguments.only])
 
 
 def bench(host, arguments):
@@ -55,7 +65,7 @@ def bench(host, arguments):
     command = python_command(host, "tools.bench", *folders, "--only", arguments.only)
     # Memory that is freed stays with the process, as on a GPU: the first touch of fresh memory would be most of the time.
     kept = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
-    return run(command + ["--quick"] * arguments.quick, env=dict(os.environ, **kept))
+    return run_program(command + ["--quick"] * arguments.quick, env=dict(os.environ, **kept))
 
 
 def test(host, arguments):
@@ -63,7 +73,9 @@ def test(host, arguments):
     ensure_browser(host.python, host.folder / "browser.log", StatusLine())
     environment = dict(os.environ, TRAINTRAIN_COMFYUI=str(host.comfyui), TRAINTRAIN_HOST=str(host.folder))
     environment.setdefault("OMP_NUM_THREADS", "1")  # two processes of one thread each are twice as fast as one of two
-    return run([str(host.python), "-m", "pytest", "-n", "2", "--dist", "loadfile"] + arguments.rest, env=environment)
+    return run_program(
+        [str(host.python), "-m", "pytest", "-n", "2", "--dist", "loadfile"] + arguments.rest, env=environment
+    )
 
 
 def serve(host, arguments):
@@ -81,6 +93,7 @@ def serve(host, arguments):
 COMMANDS = {
     setup: [PACK],
     demo: [PACK, RUNNER_REQUIREMENTS],
+    run: [PACK, RUNNER_REQUIREMENTS],
     evaluate: [PACK, RUNNER_REQUIREMENTS],
     bench: REQUIREMENTS + [RUNNER_REQUIREMENTS],
     test: REQUIREMENTS + [RUNNER_REQUIREMENTS],
@@ -88,7 +101,7 @@ COMMANDS = {
 }
 
 
-def run(command, env=None):
+def run_program(command, env=None):
     """Run a program in the repository and give its exit status; Ctrl-C is the program's to answer."""
     process = subprocess.Popen(command, cwd=str(ROOT), env=env)
     try:
@@ -97,6 +110,11 @@ def run(command, env=None):
                 return process.wait()
             except KeyboardInterrupt:
                 continue
+    except SystemExit:  # somebody ends us
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(ENDS_WITHIN)
+        raise
     finally:
         process.kill()  # only if something else ended us
 
@@ -104,6 +122,8 @@ def run(command, env=None):
 def find_host(arguments, requirements):
     """Make the host, or check the one that the user named."""
     folder = host_folder()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return ready_host(folder, arguments)
     if arguments.comfyui:
         host = existing_host(folder, arguments.comfyui, arguments.python)
         require_packages(host.python, requirements)
@@ -111,6 +131,17 @@ def find_host(arguments, requirements):
         set_up(folder, StatusLine())
         host = own_host(folder)
     prepare_base(host, host.base, StatusLine())
+    return host
+
+
+def ready_host(folder, arguments):
+    """Find the host that is there: of the processes that torchrun starts at once, none can make it."""
+    if arguments.run is not run:
+        raise ToolError("torchrun starts `dev.py run` alone: start `dev.py {}` without it.".format(arguments.command))
+    named = arguments.comfyui and existing_host(folder, arguments.comfyui, arguments.python)
+    host = named or own_host(folder)
+    if not host.python.is_file() or not (host.base / "custom_nodes" / "traintrain").exists():
+        raise ToolError("ComfyUI is not set up in {}: run `python3 dev.py setup` here first.".format(folder))
     return host
 
 
@@ -125,6 +156,9 @@ def read_arguments():
         sub.add_argument(
             "--python", type=Path, metavar="PATH", help="the interpreter that runs it, if not its own venv's"
         )
+        if command is run:
+            sub.add_argument("workflow", type=Path, metavar="WORKFLOW.json", help="as the page saves or exports it")
+            sub.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help=SET_HELP)
         if command in (evaluate, bench):
             parts = "trainings" if command is evaluate else "parts"
             sub.add_argument("--quick", action="store_true", help="a rough table in a few minutes")
@@ -145,9 +179,15 @@ def read_arguments():
     return arguments
 
 
+def end(*_):
+    """Answer SIGTERM so that what we started ends, too; once, for torchrun sends it more than once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
 def main():
     """Run the command that the command line names; give the exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what we started ends, too
+    signal.signal(signal.SIGTERM, end)
     arguments = read_arguments()
     try:
         return arguments.run(find_host(arguments, COMMANDS[arguments.run]), arguments)

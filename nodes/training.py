@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Sequence
 
+import comfy.model_management
 import torch
 from comfy_api.latest import io
 
@@ -12,13 +13,15 @@ from ..trainer import data
 from ..trainer.config import NetworkConfig, TrainingConfig
 from ..trainer.data import TrainingExample
 from ..trainer.presets import Preset
+from ..trainer.processes import join
 from . import host, stopping
 from .files import LoRAModel
 from .inputs import check_values, seed_input
 from .preview import Preview
 from .progress import TrainingProgress
-from .results import TrainingResults, state_of
+from .results import state_of
 from .settings import Network, Settings
+from .together import results_of, told
 
 
 def model_input(verb: str) -> io.Input:
@@ -105,18 +108,20 @@ class TrainingNode:
     @classmethod
     def execute(cls, preview: host.Preview | None = None, **inputs: Any) -> io.NodeOutput:
         check_values(cls, inputs)
-        results = TrainingResults(cls, inputs)
+        processes = join(comfy.model_management.get_torch_device())
+        results = results_of(cls, inputs, processes)
         progress = TrainingProgress(cls, the_one(inputs["steps"]), results)
-        finished = results.recall()
+        finished = told(results.recall(), processes)
         if finished is not None:
             progress.recall(finished[1])
         else:
-            training = replace(cls.prepare(**inputs), preview=the_one(preview))
+            preview = the_one(preview) if processes.is_first else None
+            training = replace(cls.prepare(**inputs), preview=preview, processes=processes)
             results.check_folder()
-            state = results.unfinished() or (state_of(training.lora) if training.lora else None)
+            state = processes.tell(results.unfinished() or (state_of(training.lora) if training.lora else None))
             stopping.begin(cls.hidden.unique_id)
             try:
-                finished = host.train_lora(training, progress, results.keep, state)
+                finished = told(host.train_lora(training, progress, results.keep, state), processes)
             finally:
                 stopping.end(cls.hidden.unique_id)
                 progress.end()

@@ -10,7 +10,7 @@ import sys
 import pytest
 from pack.tools.errors import ToolError
 from pack.tools.host import ROOT
-from pack.tools.run import Follower, print_outputs, training_line
+from pack.tools.run import Follower, print_outputs, read_values, training_line
 from pack.tools.runner import Output, keep_outputs, load_workflow, run_workflow, set_values, to_api
 from pack.tools.server import Server
 from pack.tools.terminal import StatusLine
@@ -112,6 +112,24 @@ def test_none_takes_an_input_away():
 def test_a_value_for_what_is_not_there_is_refused(name, message):
     with pytest.raises(ToolError, match=message):
         set_values(PROMPT, {name: 5})
+
+
+def test_a_value_of_the_command_line_is_json_or_text():
+    given = ["Train LoRA.steps=500", "4.name=style/a=b", "4.overwrite=true", "v1.5.negative=null", "4.seed=", '4.x="7"']
+    assert read_values(given) == {
+        "Train LoRA.steps": 500,
+        "4.name": "style/a=b",
+        "4.overwrite": True,
+        "v1.5.negative": None,
+        "4.seed": "",
+        "4.x": "7",
+    }
+
+
+@pytest.mark.parametrize("text", ["Train LoRA.steps", "steps=500"])
+def test_a_value_that_names_no_input_is_refused(text):
+    with pytest.raises(ToolError, match=f"--set {text} sets nothing: write NODE.INPUT=VALUE"):
+        read_values([text])
 
 
 def test_of_the_outputs_only_the_named_ones_stay():

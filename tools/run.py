@@ -1,18 +1,22 @@
 """Runs a workflow file without a browser and shows how its training goes; runs in the host's Python.
 
-tools.run --comfyui COMFYUI --base FOLDER WORKFLOW
+tools.run --comfyui COMFYUI --base FOLDER [--set NODE.INPUT=VALUE ...] WORKFLOW
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from .errors import ToolError
-from .runner import Output, load_workflow, run_workflow
-from .server import Server
+from .runner import Output, load_workflow, set_values, to_api
 from .terminal import StatusLine, duration
+from .together import is_alone, own_server, rank, run_together
 
 
 class Follower:
@@ -54,22 +58,50 @@ def print_outputs(outputs: list[Output]) -> None:
             print(f"{output.title}:", *lines, sep="\n  ")
 
 
+def read_values(texts: list[str]) -> dict[str, Any]:
+    """Read `NODE.INPUT=VALUE`: the value is JSON, or text where it is none. Raises ToolError."""
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or "." not in name:
+            raise ToolError(f"--set {text} sets nothing: write NODE.INPUT=VALUE, as in 'Train LoRA.steps=500'.")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    return values
+
+
+def run(arguments: argparse.Namespace, status: StatusLine) -> list[Output]:
+    """Run the workflow that the command line names; return what its output nodes show. Raises ToolError."""
+    workflow, values = load_workflow(arguments.workflow), read_values(arguments.set)
+    status.show("ComfyUI starts ...")
+    with own_server(arguments.comfyui, arguments.base) as server:
+        object_info = server.get("/object_info")
+        prompt = set_values(to_api(workflow, object_info), values)
+        return run_together(server, prompt, object_info, Follower(status))
+
+
+def end(*_: object) -> None:
+    """Answer SIGTERM as Ctrl-C is answered, once: whoever ends several of our programs sends it more than once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     """Run the workflow that the command line names; give the exit status."""
     parser = argparse.ArgumentParser(prog="run", description=__doc__.splitlines()[0])
     parser.add_argument("--comfyui", type=Path, required=True)
     parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE")
     parser.add_argument("workflow", type=Path)
-    arguments = parser.parse_args()
-    status = StatusLine()
+    status = StatusLine() if rank() == 0 else StatusLine(open(os.devnull, "w"))  # the first process tells for all
+    signal.signal(signal.SIGTERM, end)
     try:
-        workflow = load_workflow(arguments.workflow)
-        status.show("ComfyUI starts ...")
-        with Server(arguments.comfyui, arguments.base) as server:
-            outputs = run_workflow(server, workflow, Follower(status))
+        outputs = run(parser.parse_args(), status)
     except ToolError as error:
         status.clear()
-        print(error, file=sys.stderr)
+        print("" if is_alone() else f"Process {rank()}: ", error, sep="", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         status.clear()

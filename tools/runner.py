@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import aiohttp
 
 from .errors import ToolError
 from .server import Server
+
+_ENDS_WITHIN = 20.0  # seconds, after it was interrupted
 
 OnEvent = Callable[[str, str, dict], None]  # the event's name, the title of its node ("" if none), its data
 
@@ -99,6 +102,7 @@ def run_workflow(server: Server, workflow: dict, on_event: OnEvent = lambda *_: 
         asyncio.run(_follow(server, prompt, prompt_id, on_event))
     except KeyboardInterrupt:
         cancel(server, prompt_id)
+        _wait(server, prompt_id)
         raise
     shown = server.get(f"/history/{prompt_id}")[prompt_id]["outputs"]
     return [_output(server, prompt, node, data) for node, data in shown.items()]
@@ -108,6 +112,13 @@ def cancel(server: Server, prompt_id: str) -> None:
     """Take a prompt out of the queue, or interrupt it."""
     server.post("/queue", {"delete": [prompt_id]})
     server.post("/interrupt", {"prompt_id": prompt_id})
+
+
+def _wait(server: Server, prompt_id: str) -> None:
+    """Return when a prompt has ended: a training that is interrupted writes what it has learned."""
+    end = time.monotonic() + _ENDS_WITHIN
+    while time.monotonic() < end and prompt_id in str(server.get("/queue")["queue_running"]):
+        time.sleep(0.1)
 
 
 async def _follow(server: Server, prompt: dict, prompt_id: str, on_event: OnEvent) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,17 @@ class Server:
     """A running ComfyUI; use it in a `with` block, which ends when the server has stopped."""
 
     def __init__(
-        self, comfyui: Path, base: Path, python: Path | str = sys.executable, port: int = 0, log: Path | None = None
+        self,
+        comfyui: Path,
+        base: Path,
+        python: Path | str = sys.executable,
+        port: int = 0,
+        log: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
-        """Describe the server; port 0 is any free one."""
+        """Describe the server; port 0 is any free one, options are more arguments of ComfyUI's main.py."""
         self.comfyui, self.base, self.python = comfyui, base, python
-        self.port = port
+        self.port, self.options = port, options
         self.log = log or base / "server.log"
         self._process: subprocess.Popen | None = None
 
@@ -119,6 +126,7 @@ class Server:
             "--disable-api-nodes",
             "--use-pytorch-cross-attention",
             *([] if has_nvidia_driver() else ["--cpu"]),
+            *self.options,
         ]
         launch = Path(__file__).with_name("launch.py")
         self.log.parent.mkdir(parents=True, exist_ok=True)

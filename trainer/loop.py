@@ -15,6 +15,8 @@ from .loss import step_loss
 from .methods import Method
 from .network import LoRANetwork
 from .optimizer import create_optimizer
+from .pending import Figures, PendingStep
+from .processes import ALONE, Processes
 from .schedule import create_schedule
 from .state import State
 
@@ -36,15 +38,23 @@ class NonFiniteLoss(RuntimeError):
 class TrainingRun:
     """A network in training: its optimizer, its schedule, and how far they are."""
 
-    def __init__(self, model: Denoiser, network: LoRANetwork, method: Method, config: TrainingConfig) -> None:
-        self._model, self._network, self._method, self._config = model, network, method, config
+    def __init__(
+        self,
+        model: Denoiser,
+        network: LoRANetwork,
+        method: Method,
+        config: TrainingConfig,
+        processes: Processes = ALONE,
+    ) -> None:
+        self._model, self._network, self._method, self._config = processes.share(model), network, method, config
+        self._processes = processes
         self._optimizer = create_optimizer(config, network.parameter_groups(config))
         self._schedule = create_schedule(config, self._optimizer)
         self._rng = torch.Generator(model.device).manual_seed(config.seed)
         self._rng_state = self._rng.get_state()  # from before the step in hand
         self._parameters = list(network.parameters())
         self._before = [p.detach().clone() for p in self._parameters]  # from before the step not known to be finite
-        self._pending: _PendingStep | None = None
+        self._pending: PendingStep | None = None
         self._whole = True  # whether weights and optimizer are of the same step
         self.history = History()
 
@@ -52,8 +62,13 @@ class TrainingRun:
         """Train until the config's steps are done.
 
         `on_step` is told of a step while the next one runs, so that nothing waits for the device. What it raises ends
-        the training; the network keeps the steps that are done. Raises NonFiniteLoss.
+        the training; the network keeps the steps that are done. Raises NonFiniteLoss, and ProcessLost or StopTraining
+        where another process has failed or been stopped.
         """
+        steps = self._config.steps - len(self.history)
+        what = f"{type(self._method).__name__} {self._network.size()} {steps} {self._config}"
+        self._processes.begin(self._parameters, steps, what)
+        _copy(self._parameters, self._before)
         self._set_mode("train")
         try:
             with self._network.injected():
@@ -61,7 +76,8 @@ class TrainingRun:
                     self._run_step(step, on_step)
                 self._rng_state = self._rng.get_state()
                 self._finish_step(on_step)
-        except BaseException:
+        except BaseException as error:
+            self._processes.leave(self._parameters, isinstance(error, StopTraining))
             self._settle()
             raise
 
@@ -112,7 +128,10 @@ class TrainingRun:
 
     def _run_step(self, step: int, on_step: OnStep) -> None:
         self._rng_state = self._rng.get_state()
-        loss = _accumulate_gradients(self._model, self._network, self._method, self._config, step, self._rng)
+        loss = _accumulate_gradients(
+            self._model, self._network, self._method, self._config, step, self._rng, self._processes
+        )
+        figures = self._processes.add_up(self._parameters, loss)
         norm = _clip(self._parameters, self._config.max_grad_norm)
         if self._pending is None:  # the first one
             self._network.check_reached()
@@ -123,31 +142,41 @@ class TrainingRun:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._schedule.step(self.history.losses[-1] if self.history else None)
-        self._pending, self._whole = _PendingStep(step + 1, loss, norm, rate), True
+        self._pending, self._whole = PendingStep(step + 1, figures, norm, rate), True
 
     def _finish_step(self, on_step: OnStep) -> None:
         """Wait for the step before and tell of it."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
-        loss, finite = pending.read()
-        if not finite:
+        figures = pending.read()
+        if not figures.whole:
             self._whole = False
-            raise NonFiniteLoss(
-                f"The loss became {loss} in step {pending.step}, or its gradient was not finite: lower the "
-                "learning rate, or set precision to bf16 or fp32. The LoRA up to the step before is kept."
-            )
-        self.history.add(loss, pending.learning_rate)
-        on_step(pending.step, loss, pending.learning_rate)
+            raise self._reason(figures, pending.step)
+        self.history.add(figures.loss, pending.learning_rate)
+        on_step(pending.step, figures.loss, pending.learning_rate)
+
+    def _reason(self, figures: Figures, step: int) -> Exception:
+        """Return what ends a training at a step that does not count."""
+        if figures.stopped and not figures.failed:
+            self._processes.stopped()
+            return StopTraining()
+        if figures.failed:
+            return self._processes.lost()
+        return NonFiniteLoss(
+            f"The loss became {figures.loss} in step {step}, or its gradient was not finite: lower the "
+            "learning rate, or set precision to bf16 or fp32. The LoRA up to the step before is kept."
+        )
 
     def _settle(self) -> None:
         """Leave weights and optimizer as they were after the last step that is done."""
         self._optimizer.zero_grad(set_to_none=True)
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            loss, self._whole = pending.read()
+            figures = pending.read()
+            self._whole = figures.whole
             if self._whole:
-                self.history.add(loss, pending.learning_rate)
+                self.history.add(figures.loss, pending.learning_rate)
         if not self._whole:
             _copy(self._before, self._parameters)
 
@@ -170,16 +199,22 @@ class TrainingRun:
 
 
 def _accumulate_gradients(
-    model: Denoiser, network: LoRANetwork, method: Method, config: TrainingConfig, step: int, rng: torch.Generator
+    model: Denoiser,
+    network: LoRANetwork,
+    method: Method,
+    config: TrainingConfig,
+    step: int,
+    rng: torch.Generator,
+    processes: Processes,
 ) -> torch.Tensor:
-    """Add up the gradients of the step's batches and return their mean loss."""
+    """Add up the gradients of this process's part of the step's batches and return its part of their mean loss."""
     total = torch.zeros((), device=model.device)
     scale = FP16_LOSS_SCALE if _DTYPES.get(config.precision, model.dtype) == torch.float16 else 1.0
     for _ in range(config.gradient_accumulation):
         with network.scaled(method.strength(step)):
             with _autocast(model.device, config.precision):
-                output = method.run_step(model, network, step, rng)
-            loss = step_loss(output, model, config) / config.gradient_accumulation
+                output, share = processes.own_part(method.run_step(model, network, step, rng))
+            loss = step_loss(output, model, config) * share / config.gradient_accumulation
             (loss * scale).backward()
         total += loss.detach()
     if scale != 1:
@@ -200,25 +235,6 @@ def _clip(parameters: list[torch.Tensor], max_norm: float) -> torch.Tensor:
     if max_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
-
-
-class _PendingStep:
-    """A step that the device may still be working on."""
-
-    def __init__(self, step: int, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
-        self.step, self.learning_rate = step, learning_rate
-        self._figures = torch.stack([loss, norm])
-        self._copied = None
-        if loss.is_cuda:  # into pinned memory, or the copy would wait for all that is queued
-            self._figures = torch.empty(2, pin_memory=True).copy_(self._figures, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-
-    def read(self) -> tuple[float, bool]:
-        """Return the loss, and whether it and its gradient were finite."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._figures[0].item(), bool(self._figures.isfinite().all())
 
 
 @torch.no_grad()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 
 from .writing import whole_file
 
@@ -17,11 +17,22 @@ State = dict[str, Any]  # of numbers, text, tensors, and lists and dicts of them
 
 def save_state(path: Path, state: State, labels: dict[str, str]) -> None:
     """Write a state whole or not at all; the labels can be read without it."""
-    tensors: list[torch.Tensor] = []
-    structure = json.dumps(_pack(state, tensors))
-    named = {str(number): tensor.detach().cpu().clone().contiguous() for number, tensor in enumerate(tensors)}
+    named, structure = _take_apart(state)
     with whole_file(path) as part:
         save_file(named, part, metadata={**labels, "structure": structure})
+
+
+def state_to_bytes(state: State) -> bytes:
+    """Return a state as another process can read it."""
+    named, structure = _take_apart(state)
+    return save({**named, "structure": torch.frombuffer(bytearray(structure.encode()), dtype=torch.uint8)})
+
+
+def state_from_bytes(data: bytes) -> State:
+    """Read what state_to_bytes has made."""
+    with torch.inference_mode(False):
+        named = load(data)
+    return _unpack(json.loads(named.pop("structure").numpy().tobytes()), named.__getitem__)
 
 
 def read_labels(path: Path) -> dict[str, str]:
@@ -37,12 +48,21 @@ def load_state(path: Path) -> State:
     """Read what save_state wrote. Raises OSError or ValueError for a file that is not whole."""
     try:
         with torch.inference_mode(False), safe_open(path, framework="pt") as file:  # an optimizer could not go on with
-            state = _unpack(json.loads(file.metadata()["structure"]), file)  # tensors that were made in inference mode
+            state = _unpack(
+                json.loads(file.metadata()["structure"]), file.get_tensor
+            )  # tensors that were made in inference mode
     except (SafetensorError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path.name} is no whole state of a training ({error}): delete it.") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path.name} is no state of a training: delete it.")
     return state
+
+
+def _take_apart(state: State) -> tuple[dict[str, torch.Tensor], str]:
+    """Return the tensors of a state under their numbers, and the rest as JSON."""
+    tensors: list[torch.Tensor] = []
+    structure = json.dumps(_pack(state, tensors))
+    return {str(n): tensor.detach().cpu().clone().contiguous() for n, tensor in enumerate(tensors)}, structure
 
 
 def _pack(value: Any, tensors: list[torch.Tensor]) -> Any:
@@ -57,12 +77,12 @@ def _pack(value: Any, tensors: list[torch.Tensor]) -> Any:
     return value
 
 
-def _unpack(value: Any, file: Any) -> Any:
+def _unpack(value: Any, get_tensor: Callable[[str], torch.Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, items),) = value.items()
     if kind == "tensor":
-        return file.get_tensor(str(items))
+        return get_tensor(str(items))
     if kind == "dict":
-        return {key: _unpack(item, file) for key, item in items}
-    return [_unpack(item, file) for item in items]
+        return {key: _unpack(item, get_tensor) for key, item in items}
+    return [_unpack(item, get_tensor) for item in items]

@@ -18,6 +18,7 @@ from ...trainer.history import History
 from ...trainer.loop import StopTraining, TrainingRun
 from ...trainer.methods import Method
 from ...trainer.network import LoRANetwork
+from ...trainer.processes import ALONE, Processes
 from ...trainer.state import State
 from .denoiser import HostDenoiser, Patcher
 from .loading import load, open_training
@@ -41,6 +42,7 @@ class Training:
     lora: to start from
     preview: what to sample on the way, if anything
     base: the MODEL to sample from, where it is not the one in training
+    processes: that train together
     """
 
     model: Patcher
@@ -52,6 +54,7 @@ class Training:
     lora: dict[str, torch.Tensor] | None = None
     preview: Preview | None = None
     base: Patcher | None = None
+    processes: Processes = ALONE
 
 
 class Progress(Protocol):
@@ -106,8 +109,9 @@ def _train(
 ) -> tuple[LoRAWeights, History]:
     started, config = time.time(), training.config
     _tell_what_does_nothing(config, model)
+    _check_work_for(training.processes, config)
     network = create_network(training.network, training.lora, config.seed, training.model, training.clip, layers)
-    run = TrainingRun(model, network, training.method, config)
+    run = TrainingRun(model, network, training.method, config, training.processes)
     if state is not None:
         run.go_on(state)
     take_samples = _sampling(training, model.patcher, network)
@@ -162,6 +166,14 @@ def _sampling(
                 progress.show(step, samples)
 
     return take_samples
+
+
+def _check_work_for(processes: Processes, config: TrainingConfig) -> None:
+    if config.batch_size < processes.count:
+        raise ValueError(
+            f"batch_size is {config.batch_size} and {processes.count} processes share each batch, so some would have nothing "
+            f"to do: set batch_size to {processes.count} or more, or start fewer processes."
+        )
 
 
 def _tell_what_does_nothing(config: TrainingConfig, model: HostDenoiser) -> None:
