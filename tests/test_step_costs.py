@@ -22,7 +22,7 @@ WAITS = ("_local_scalar_dense", "nonzero", "masked_select")  # operations whose 
 
 
 class Waits(TorchDispatchMode):
-    """Counts the operations that wait for the device."""
+    """Counts the operations that wait for the device; `tolist`, which reads the figures of a step, is none of PyTorch's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "Adam", "SGDNesterov", "Lion"])
-def test_a_step_waits_for_the_device_to_read_its_figures_alone(optimizer):
+def test_a_step_waits_for_the_device_to_read_its_figures_alone(monkeypatch, optimizer):
     """The loss, the length of the gradient, and whether processes have left; with clipping and a weight for the noise level."""
     counts = []
     for steps in (STEPS, 2 * STEPS):
