@@ -56,6 +56,7 @@ def alive(tiny) -> Iterator[list[int]]:
     gc.collect()
     gc.freeze()  # from now on only what is new is looked through, which is a hundred times faster
     end(tiny, "difference", "done")  # the host has new tensors for the weights that a copy machine was on
+    end(tiny, "LoRA", "done")  # its pictures and captions stay encoded as long as they live
     tiny.sample()
     yield [tensors()]
     gc.unfreeze()

@@ -210,7 +210,7 @@ def test_a_host_folder_that_cannot_be_made_is_named(tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ([], "name a command: setup, demo, evaluate, test, serve"),
+        ([], "name a command: setup, demo, run, evaluate, bench, test, serve"),
         (["serve", "--prot", "1"], "serve does not know --prot 1"),
         (["serve", "--python", "x"], "give --comfyui, too"),
     ],
