@@ -16,7 +16,7 @@ from pack.trainer.methods.ileco import ILECO
 
 from ..base_folder import STAR, forget_trainings, make_folders, share_model
 from ..host import ROOT
-from ..runner import load_workflow, run_workflow, set_values, to_api
+from ..runner import keep_outputs, load_workflow, run_workflow, set_values, to_api
 from ..server import Server
 from .subjects import Subject
 from .timing import Timed, step_clock, take_turns
@@ -71,12 +71,15 @@ def measure_telemetry(seconds_per_step: float) -> tuple[float, float, float]:
 
 def measure_first_step(comfyui: Path, source: Path, folder: Path, repeats: int) -> tuple[Timed, float]:
     """Return the seconds from the queue to the end of the first step, all else cached, and those of a step."""
+    shutil.rmtree(folder, ignore_errors=True)
     make_folders(folder)
     share_model(source, folder)
     shutil.copytree(source / STAR, folder / STAR, dirs_exist_ok=True)
     seconds, steps = [], []
     with Server(comfyui, folder) as server:
-        workflow = to_api(load_workflow(ROOT / "example_workflows" / "train_lora.json"), server.get("/object_info"))
+        object_info = server.get("/object_info")
+        workflow = to_api(load_workflow(ROOT / "example_workflows" / "train_lora.json"), object_info)
+        workflow = keep_outputs(workflow, object_info, ["TrainTrain_SaveLoRA"])
         for repeat in range(repeats + 1):
             forget_trainings(folder)
             times = []
