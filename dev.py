@@ -29,6 +29,7 @@ from tools.terminal import StatusLine
 
 PACK = ROOT / "requirements.txt"
 ENDS_WITHIN = 25  # seconds, for a program that keeps what it has learned when it is ended
+KILLED = -9  # exit status of a program that Linux or macOS has ended for its memory
 SET_HELP = "another value, NODE being a title, class or id; again for more: --set 'Train LoRA.steps=500'"
 
 
@@ -107,7 +108,8 @@ def run_program(command, env=None):
     try:
         while True:
             try:
-                return process.wait()
+                status = process.wait()
+                break
             except KeyboardInterrupt:
                 continue
     except SystemExit:  # somebody ends us
@@ -117,6 +119,9 @@ def run_program(command, env=None):
         raise
     finally:
         process.kill()  # only if something else ended us
+    if status == KILLED:
+        raise ToolError("The system has killed the program, most likely because it needed more memory than there is.")
+    return status
 
 
 def find_host(arguments, requirements):

@@ -54,6 +54,26 @@ def test_a_steps_figures_are_read_when_the_next_one_is_under_way():
     assert events == ["forward", *[e for step in range(1, STEPS) for e in ("forward", step)], STEPS]
 
 
+def bytes_in_training(pictures: int) -> int:
+    """Return the bytes of all tensors that there are in the middle of a training on so many pictures."""
+    examples = [TrainingExample(torch.full((2, 64, 4), float(i)), 0.1 * i) for i in range(pictures)]
+    model, network, method, config = make_training(STEPS, examples)
+    seen = []
+
+    def look(step: int, *_: float) -> None:
+        gc.collect()
+        storages = [t.untyped_storage() for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter)]
+        seen.append(sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()))
+
+    train(model, network, method, config, look)
+    return seen[STEPS // 2]
+
+
+def test_more_pictures_take_the_memory_of_their_latents_alone():
+    few, many = bytes_in_training(8), bytes_in_training(80)
+    assert many - few == 72 * 2 * 64 * 4 * torch.float32.itemsize
+
+
 def method_of(name: str, model, config: TrainingConfig, examples: list[TrainingExample]):
     first, second = (example.conditioning for example in examples[:2])
     if name == "ADDifT":

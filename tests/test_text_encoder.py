@@ -80,6 +80,18 @@ def test_the_encoder_in_training_encodes_as_the_host_does(shapes):
         )
 
 
+def test_a_caption_of_several_pictures_is_encoded_once(shapes):
+    model, clip, _ = shapes
+    passes = []
+    handle = clip.cond_stage_model.clip_l.transformer.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        with host.open_training(model, False, clip):
+            first, other, again = host.TrainedTextEncoder(clip).encode(["red", "blue", "red"])
+    finally:
+        handle.remove()
+    assert len(passes) == 2 and again[0] is first[0] and other[0] is not first[0]
+
+
 def test_every_step_has_the_prompt_as_the_encoder_gives_it_then(shapes):
     model, clip, _ = shapes
     tensor, extra = host.HostTextEncoder(clip).encode(["a red circle"])[0]

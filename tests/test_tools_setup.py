@@ -207,6 +207,14 @@ def test_a_host_folder_that_cannot_be_made_is_named(tmp_path):
     assert "cannot be made" in ran.stderr and "TRAINTRAIN_HOST" in ran.stderr
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Other systems end programs otherwise.")
+def test_a_program_that_the_system_has_killed_is_said_to_be():
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import dev; dev.run_program([sys.executable, '-c', {killed!r}])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 1 and "ToolError: The system has killed the program, most likely" in ran.stderr
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

@@ -27,7 +27,8 @@ class TrainedTextEncoder:
         self._tokens: dict[str, Any] = {}
 
     def encode(self, captions: Sequence[str]) -> list[denoiser.Conditioning]:
-        return [self._encode(caption) for caption in captions]
+        encoded = {caption: self._encode(caption) for caption in dict.fromkeys(captions)}
+        return [encoded[caption] for caption in captions]
 
     def _encode(self, caption: str) -> denoiser.Conditioning:
         if caption not in self._tokens:

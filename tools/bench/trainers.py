@@ -120,7 +120,7 @@ class HostTrainer:
 
 
 class Diffusers:
-    """A plain loop of diffusers, PEFT and torch's AdamW on the same weights, in their own precision."""
+    """A plain loop of diffusers, PEFT and torch's AdamW on the very weights of the MODEL, in their own precision."""
 
     def __init__(self, subject: Subject, setting: Setting) -> None:
         self.subject, self.setting = subject, setting
@@ -129,13 +129,14 @@ class Diffusers:
         with torch.device("meta"):
             self.unet = UNet2DConditionModel(**subject.diffusers)
         names = comfy.utils.unet_to_diffusers(model.model_config.unet_config)
-        weights = model.diffusion_model.state_dict()
+        with host.open_training(subject.model, False) as (_, layers):  # which makes them such that autograd takes them
+            weights = layers.state_dict()
         renamed = {
-            name: weights[names[name.replace("add_embedding", "label_emb.0")]] for name in self.unet.state_dict()
+            name: weights[names[name.replace("add_embedding", "label_emb.0")]].to(self.device, self.dtype)
+            for name in self.unet.state_dict()
         }
         with torch.inference_mode(False):
-            copies = {name: weight.clone().to(self.device, self.dtype) for name, weight in renamed.items()}
-            self.unet.load_state_dict(copies, assign=True)
+            self.unet.load_state_dict(renamed, assign=True)
             self.latents = subject.latents.clone().to(self.device)
             self.prompts = [prompt[0][0].clone().to(self.device, self.dtype) for prompt in subject.prompts]
 
