@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from pack.tools.page import CANVASES, ComfyPage, Node
+from pack.tools.page import CANVASES, ComfyPage
 from test_load import SLOWEST, Pulse
 
 NODE, STEPS = "TrainTrain_TrainILECO", 100_000

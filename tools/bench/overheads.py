@@ -98,7 +98,9 @@ def measure_first_step(comfyui: Path, source: Path, folder: Path, repeats: int) 
     return Timed(seconds[1:]), Timed(steps[1:]).median  # the first loads the model
 
 
-def measure_growth(subject: Subject, setting: Setting, counts: Sequence[int], steps: int, repeats: int) -> dict[int, Timed]:
+def measure_growth(
+    subject: Subject, setting: Setting, counts: Sequence[int], steps: int, repeats: int
+) -> dict[int, Timed]:
     """Time a step with more and more pictures."""
     trainings = {count: Ours(subject, setting, count) for count in counts}
     turns = {str(count): (lambda training=training: training.run(steps)) for count, training in trainings.items()}

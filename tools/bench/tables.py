@@ -79,9 +79,7 @@ def show_memory(bench: Bench) -> None:
 
 def _alone(bench: Bench, *arguments: str) -> subprocess.CompletedProcess:
     """Run the bench again in a process of its own, which gives freed memory back."""
-    return subprocess.run(
-        bench.again(*arguments), capture_output=True, text=True, env=without_kept_memory(), cwd=ROOT
-    )
+    return subprocess.run(bench.again(*arguments), capture_output=True, text=True, env=without_kept_memory(), cwd=ROOT)
 
 
 def show_ileco(bench: Bench) -> None:
