@@ -18,6 +18,9 @@ def folders(server):
         for number in range(count):
             Image.fromarray(data.chelsea()).save(server.base / "input" / name / f"{number}.jpg")
     (server.base / "input" / "outside").mkdir(exist_ok=True)
+    for number in range(12):
+        (server.base / "input" / "many" / str(number)).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64)).save(server.base / "input" / "many" / str(number) / "a.png")
 
 
 def show_loader(page, kind: str):
@@ -69,6 +72,26 @@ def test_escape_closes_the_list_and_leaves_the_text(page):
     page.page.keyboard.press("Escape")
     page.page.locator("dialog.traintrain-dialog").wait_for(state="detached")
     assert node.values()["folder"] == "training_images" and page.find(NODES[0])
+
+
+def test_the_wheel_and_the_mouse_are_for_the_list_and_not_for_the_canvas(page):
+    show_loader(page, NODES[0])
+    view = "[app.canvas.ds.scale, ...app.canvas.ds.offset]"
+    page.page.locator(".traintrain-shown").click()
+    page.page.locator(".traintrain-row img").first.wait_for()
+    before = page.evaluate(view)
+    page.page.mouse.move(800, 500)
+    page.page.mouse.wheel(0, 200)
+    page.wait_for("() => document.querySelector('.traintrain-list').scrollTop > 100")
+    page.page.locator(".traintrain-dialog p").click()  # a click on no button
+    page.page.mouse.wheel(0, -50)
+    page.page.mouse.down()
+    page.page.mouse.move(700, 400)
+    page.page.mouse.up()
+    page.page.wait_for_timeout(300)
+    assert page.evaluate(view) == before
+    page.page.mouse.click(20, 400)  # beside it
+    page.page.locator("dialog.traintrain-dialog").wait_for(state="detached")
 
 
 def test_a_loaded_workflow_shows_its_folder_and_saves_no_more_than_it_had(page):

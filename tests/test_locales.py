@@ -12,7 +12,7 @@ from pack.tools.locales import LOCALES, NODE_DEFS, node_defs, to_text
 TRANSLATIONS = ["ja", "zh"]
 DOCS = ROOT / "web" / "docs"
 PAGES = sorted(path.stem for path in DOCS.glob("TrainTrain_*.md"))
-THEIR_SCRIPT = re.compile("[ぁ-ヿ一-鿿]")
+THEIR_SCRIPT = re.compile("[\u3041-\u30ff\u4e00-\u9fff]")
 ENGLISH_SENTENCE = re.compile(r"(?:\b[a-z']{2,} ){3,}[a-z']{2,}")
 PROMPT = re.compile(r"\*[^*]+\*|`[^`]+`")  # what is typed stays English
 # Markdown does not end bold type between a bracket and a letter, as kana and han are.

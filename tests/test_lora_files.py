@@ -182,8 +182,8 @@ def test_the_metadata_names_the_architecture(base_model, architecture, is_v2):
 
 
 def test_tags_are_counted_as_kohya_counts_them():
-    captions = ["1girl, Red Hat,, outdoors", "red hat,1girl", "1girl", "", "夜, 1girl"]
-    counts = {"1girl": 4, "red hat": 2, "outdoors": 1, "夜": 1}
+    captions = ["1girl, Red Hat,, outdoors", "red hat,1girl", "1girl", "", "\u591c, 1girl"]
+    counts = {"1girl": 4, "red hat": 2, "outdoors": 1, "\u591c": 1}
     assert json.loads(tag_frequency(captions)) == {"images": counts}
     assert json.loads(tag_frequency(caption for caption in [])) == {"images": {}}
 

@@ -5,10 +5,7 @@ import { app } from "../../scripts/app.js";
 
 const MARGIN = 10; // pixels that the page leaves above and below an element
 
-const sheet = new URL("./traintrain.css", import.meta.url).href;
-if (!document.querySelector(`link[href="${sheet}"]`)) {
-    document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: sheet }));
-}
+const SHEET = new URL("./traintrain.css", import.meta.url).href;
 
 // Makes an HTML element with a class of ours, properties and children.
 export function make(tag, name, properties = {}, ...children) {
@@ -24,6 +21,7 @@ export function addElement(node, name, element, onDraw) {
     let height = 0;
     const room = () => height + 2 * MARGIN;
     const options = { serialize: false, hideOnZoom: false, hideInPanel: true, margin: MARGIN, onDraw };
+    element.prepend(make("link", "", { rel: "stylesheet", href: SHEET })); // here: the page's head is everybody's
     const widget = node.addDOMWidget(name, name, element, { ...options, getMinHeight: room, getMaxHeight: room });
     widget.serialize = false; // the node's saved values are counted by place
     return (wanted, isNew = false) => {

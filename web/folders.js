@@ -8,6 +8,7 @@ import { t } from "./texts.js";
 
 const LOADERS = ["TrainTrain_LoadImageFolder", "TrainTrain_LoadImagePairs"];
 const HEIGHTS = { pictures: 74, words: 18 }; // pixels: thumbnails with a line of text, or the text alone
+const INPUT = ["keydown", "wheel", "pointerdown", "pointermove", "pointerup", "mousedown", "dblclick", "contextmenu"];
 const TYPING = 300; // milliseconds after the last key
 
 async function ask(route, body) {
@@ -38,7 +39,9 @@ function drawThumbnails(strip, thumbnails) {
 function addStrip(node) {
     const strip = make("div", "strip");
     const words = make("div", "words");
-    const element = make("div", "folder", { title: t("folderChoose"), onclick: () => choose(node) }, strip, words);
+    const open = () => choose(node, element);
+    const shown = make("div", "shown", { title: t("folderChoose"), onclick: open }, strip, words);
+    const element = make("div", "folder", {}, shown);
     const setHeight = addElement(node, "folder_strip", element, () => look());
     let asked = 0;
     let timer = null;
@@ -69,6 +72,7 @@ function addStrip(node) {
     });
     show(t("folderLoading"));
     look();
+    return open;
 }
 
 // One folder of the list; its thumbnails are asked for when it comes into view.
@@ -111,18 +115,19 @@ async function fillList(list, dialog, node) {
     list.querySelector(".traintrain-chosen")?.scrollIntoView({ block: "nearest" });
 }
 
-// Opens the list of folders for a node.
-function choose(node) {
+// Opens the list of folders for a node, inside the node's element: the page's body is everybody's.
+function choose(node, element) {
     if (isWired(node, "folder")) return;
     const list = make("div", "list", {}, t("folderLoading"));
     const close = make("button", "close", { type: "button", title: t("folderClose"), ariaLabel: t("folderClose") }, "✕");
     const head = make("div", "head", {}, make("b", "", {}, t("folderTitle")), close);
-    const dialog = make("dialog", "dialog", {}, head, make("p", "", {}, t("folderHint")), list);
+    const dialog = make("dialog", "dialog", { tabIndex: -1 }, head, make("p", "", {}, t("folderHint")), list);
     close.onclick = () => dialog.close();
     dialog.onclick = ({ target }) => target === dialog && dialog.close(); // beside it
-    dialog.onkeydown = (event) => event.stopPropagation(); // the keys are no shortcuts of the canvas meanwhile
+    for (const event of INPUT) dialog.addEventListener(event, (event) => event.stopPropagation()); // none is the canvas's meanwhile
     dialog.onclose = () => dialog.remove();
-    document.body.append(dialog);
+    dialog.dataset.captureWheel = "true"; // ComfyUI's word for: the wheel turns here what has the focus
+    element.append(dialog);
     dialog.showModal();
     fillList(list, dialog, node);
 }
@@ -132,9 +137,9 @@ app.registerExtension({
 
     nodeCreated(node) {
         if (!LOADERS.includes(node.comfyClass)) return;
-        const button = node.addWidget("button", "choose_folder", null, () => choose(node), { serialize: false });
+        const button = node.addWidget("button", "choose_folder", null, () => open(), { serialize: false });
         button.label = t("folderChoose");
         button.serialize = false; // the node's saved values are counted by place
-        addStrip(node);
+        const open = addStrip(node);
     },
 });

@@ -166,7 +166,7 @@ def _tensors(rng: random.Random, content: bytes) -> bytes:
                 )
             },
             {"lora_unet_single_blocks_0_linear1.lora_up.weight": torch.ones(4, 2)},
-            {rng.choice(("", ".", "x" * 5000, "a\x00b", "lora_te_x.alpha", "猫.lora_up.weight")): torch.ones(2, 2)},
+            {rng.choice(("", ".", "x" * 5000, "a\x00b", "lora_te_x.alpha", "\u732b.lora_up.weight")): torch.ones(2, 2)},
         )
     )
     changed = {**tensors, **change}
