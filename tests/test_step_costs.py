@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gc
+import sys
 from itertools import repeat
 
 import pytest
 import torch
 from pack.nodes import host
+from pack.nodes.progress import TrainingProgress
 from pack.trainer.config import NetworkConfig, TrainingConfig
 from pack.trainer.data import TrainingExample
 from pack.trainer.methods.addift import ADDifT, ExamplePair
 from pack.trainer.methods.denoise import Denoise
 from pack.trainer.methods.ileco import ILECO
 from pack.trainer.pending import Figures
+from tiny_host import TinyHost
 from tiny_training import make_training, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -52,6 +55,30 @@ def test_a_steps_figures_are_read_when_the_next_one_is_under_way():
     predict, model.predict = model.predict, lambda *a: events.append("forward") or predict(*a)
     train(model, network, method, config, lambda step, *_: events.append(step))
     assert events == ["forward", *[e for step in range(1, STEPS) for e in ("forward", step)], STEPS]
+
+
+def calls_of_steps(monkeypatch, tiny: TinyHost, steps: int, starts: list[int], count: int) -> list[int]:
+    """Return how many functions are called in `count` steps from each start on, in a training as in a graph."""
+    calls, done, tell = [0] * len(starts), [0], TrainingProgress.__call__
+
+    def tell_and_count(progress: TrainingProgress, *figures: float) -> None:
+        tell(progress, *figures)
+        done[0] += 1
+        if done[0] in starts:
+            number = starts.index(done[0])
+            sys.setprofile(lambda _, event, __: calls.__setitem__(number, calls[number] + event.endswith("call")))
+        if done[0] - count in starts:
+            sys.setprofile(None)
+
+    monkeypatch.setattr(TrainingProgress, "__call__", tell_and_count)
+    monkeypatch.setattr("pack.nodes.progress.SECONDS_BETWEEN_EVENTS", float("inf"))  # whose time is the clock's
+    tiny.train("LoRA", steps=steps, settings=TrainingConfig(snr_gamma=0))
+    return calls
+
+
+def test_a_late_step_has_no_more_to_do_than_an_early_one(monkeypatch, tmp_path):
+    early, late = calls_of_steps(monkeypatch, TinyHost(tmp_path), 900, [250, 850], 40)
+    assert early > 40_000 and late == pytest.approx(early, rel=0.005)
 
 
 def bytes_in_training(pictures: int) -> int:

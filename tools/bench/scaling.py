@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..host import ROOT, module_command
 from .host import import_pack
+from .machine import cores, has_cuda
 from .timing import Timed, take_turns
 
 BATCH = 4  # of each process
@@ -54,8 +55,8 @@ def _run(processes: Sequence[tuple[list[str], int, int]]) -> float:
 def _measure(comfyui: Path, checkpoints: Path, steps: int) -> float:
     """Return the seconds of a step of this process."""
     place, count = (int(os.environ[f"BENCH_{name}"]) for name in ("PLACE", "COUNT"))
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[place]})
+    if not has_cuda() and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {cores()[place]})
     import_pack(comfyui)
     import torch
     import torch.distributed as dist

@@ -10,10 +10,10 @@ from functools import partial
 from ..host import ROOT
 from . import images, overheads
 from .bench import CONTENDERS, NAMES, Bench
-from .machine import has_cuda
+from .machine import count_places, has_cuda
 from .memory import give_back_memory, without_kept_memory
 from .rounds import Round
-from .scaling import measure_scaling
+from .scaling import PROCESSES, measure_scaling
 from .timing import Timed, take_turns
 
 ROW = "{:<9} {:>6} {:<5} {:>5} {:<5} {:<31} {:>9} {:>7} {:>9} {:>8} {:>7}"
@@ -125,6 +125,8 @@ def show_images(bench: Bench) -> None:
 
 def show_scaling(bench: Bench) -> None:
     """The time of a step of one process, and of two with twice the batch."""
+    if count_places() < PROCESSES:
+        return bench.status.keep("scaling: not measured, for it needs two GPUs, or two processor cores")
     timed = measure_scaling(bench.comfyui, bench.checkpoints, steps=9, repeats=1 if bench.quick else 3)
     for name, each in timed.items():
         share = f"{timed['one'].median / each.median:.2f} of one"
