@@ -107,7 +107,7 @@ class TrainingNode:
 
     @classmethod
     def execute(cls, preview: host.Preview | None = None, **inputs: Any) -> io.NodeOutput:
-        check_values(cls, inputs)
+        check_values(cls, {**inputs, "preview": preview})
         processes = join(comfy.model_management.get_torch_device())
         results = results_of(cls, inputs, processes)
         progress = TrainingProgress(cls, the_one(inputs["steps"]), results)

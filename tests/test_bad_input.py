@@ -164,6 +164,8 @@ def test_nodes_look_at_their_values(shapes, base):
         SaveLoRA.execute({"a.lora_up.weight": torch.ones(1)}, "x", "fp16", float("nan"), True)
     with pytest.raises(ValueError, match="images is x: wire"):
         BucketImages.execute(["x"], ["a"], *([64], [64], [8], [32], [2.0], [0], [False], [False], [1]))
+    with pytest.raises(ValueError, match="preview is 0.0: wire a node's output into it"):
+        TrainILECO.execute(preview=0.0, steps=1)
     with pytest.raises(ValueError, match="3 is no loss"):
         PlotLoss.execute(1, "x", {"run1": 3})
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import COMFYUI, ROOT
 from diffusers import UNet2DConditionModel
 from pack.tools.bench.rounds import list_rounds
 from pack.tools.bench.subjects import SD1, SDXL, load_subject
 from pack.tools.bench.timing import Timed, step_clock, take_turns
 from pack.tools.bench.trainers import PEFT_LAYERS, HostTrainer, Limit, Ours, Setting
+from pack.tools.host import module_command
 from pack.trainer.blocks import choose_layers
 from pack.trainer.config import NetworkConfig
 from peft import LoraConfig
@@ -38,6 +43,14 @@ def test_diffusers_adapts_as_many_layers_and_numbers(family, sizes):
     assert len(theirs) == len(layers)
     ours = sum(16 * (layer.weight.shape[0] + layer.weight[0].numel()) for layer in layers.values())
     assert sum(p.numel() for p in unet.parameters() if p.requires_grad) == ours
+
+
+def test_a_part_that_there_is_not_is_refused_with_those_that_there_are(tmp_path):
+    folders = ["--comfyui", COMFYUI, "--base", tmp_path, "--folder", tmp_path]
+    command = module_command(sys.executable, "tools.bench", *folders, "--only", "memroy")
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 2
+    assert "--only memroy: no part has this in its name; there are trainers, memory, ileco" in ran.stderr
 
 
 def test_contenders_take_turns_and_the_median_counts():

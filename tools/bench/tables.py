@@ -48,9 +48,9 @@ def _row(round_: Round, name: str, each: Timed, timed: dict[str, Timed]) -> str:
         round_.batch_size,
         _checkpointing(round_),
         NAMES[name],
-        f"{1 / each.median:.2f}",
+        f"{1 / each.median:.3g}",
         f"{each.spread:.0%}",
-        f"{round_.batch_size / each.median:.2f}",
+        f"{round_.batch_size / each.median:.3g}",
         f"{each.median / timed['ours'].median:.2f}x",
         f"{timed['limit'].median / each.median:.0%}",
     )

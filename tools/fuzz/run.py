@@ -49,7 +49,8 @@ def run(comfyui: Path, base: Path, count: int, seed: int, only: str) -> int:
                 print(summary(kind, results), flush=True)
                 failed += [result for result in results if result.failure]
     for result in failed:
-        print(f"{result.case.kind}: {result.case.name}: {result.failure}")
+        line = f"{result.case.kind}: {result.case.name}: {result.failure}"
+        print(line.encode(errors="backslashreplace").decode())  # half a letter is an input, too
     return bool(failed)
 
 
