@@ -90,6 +90,11 @@ def test_what_stays_inside_is_no_failure(world, watch):
     assert run_case(Case("x", "x", (), lambda: (path.write_text("x"), path.read_text())), watch).failure == ""
 
 
+def test_half_a_letter_is_named_as_it_can_be_written(watch):
+    half = "\ud800"
+    assert run_case(Case("x", "x", (half,), fail(ValueError(f"There is no {half!r}."))), watch).failure == ""
+
+
 def test_what_takes_too_long_is_seen(watch, monkeypatch):
     monkeypatch.setattr("pack.tools.fuzz.case.LIMIT", -1.0)
     assert "seconds" in run_case(Case("x", "x", (), lambda: None), watch).failure

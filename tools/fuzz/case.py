@@ -76,7 +76,9 @@ def _failure(case: Case, kind: str, refusal: str) -> str:
         "no sentence": not first.endswith(".") or "Traceback" in refusal or ", line " in refusal,
         "too long": len(refusal) > LONGEST,
         "lines that are no list": not all(line.startswith("- ") for line in lines),
-        f"without {' or '.join(case.named)}": not any(name in refusal for name in case.named),
+        f"without {' or '.join(case.named)}": not any(
+            name in refusal or repr(name)[1:-1] in refusal for name in case.named
+        ),
     }
     found = [name for name, is_wrong in wrong.items() if is_wrong]
     return f"{', '.join(found)}: {kind}: {refusal[:300]}" if found else ""
