@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 from pack.tools.page import CANVASES, ComfyPage
-from test_load import SLOWEST, Pulse
+from test_load import SLOWEST, pulse  # noqa: F401
 
 NODE, STEPS = "TrainTrain_TrainILECO", 100_000
 SHOWS = """([name, text]) => findNodes(name)[0].node.widgets.find((w) => w.name === "training")
@@ -35,15 +35,6 @@ def pages(browser, server) -> Iterator[list[ComfyPage]]:
         assert [page.our_errors() for page in opened] == [[], [], []]
 
 
-@pytest.fixture
-def pulse(server) -> Iterator[Pulse]:
-    running = Pulse(server)
-    running.start()
-    yield running
-    running.done.set()
-    running.join(30)
-
-
 def queue(page: ComfyPage, seed: int) -> str:
     page.find(NODE).set(steps=STEPS, batch_size=1, seed=seed)
     return page.queue()
@@ -62,7 +53,7 @@ def cancel(page: ComfyPage) -> None:
     page.evaluate("() => app.api.interrupt()")
 
 
-def test_all_see_a_training_and_what_any_of_them_does_to_it(pages, server, pulse):
+def test_all_see_a_training_and_what_any_of_them_does_to_it(pages, server, pulse):  # noqa: F811
     first, second, third = pages
     queued = [queue(first, 501), queue(second, 502), queue(first, 503)]
     all_show(pages, f"of {STEPS}")

@@ -11,8 +11,6 @@ What it takes in relation to them is compared.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import os
 import sys
 import tempfile
@@ -118,11 +116,11 @@ class Endurance:
 
 def memory() -> int:
     """Return the bytes that the process has in memory, after what is free was given back."""
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
     import psutil
 
+    from .bench.memory import give_back_memory
+
+    give_back_memory()
     return psutil.Process().memory_info().rss
 
 

@@ -35,7 +35,7 @@ def peak_megabytes(load: Callable[[], Callable[[], object]]) -> float:
 
 
 def give_back_memory() -> None:
-    """Give what a contender has left behind back to the system, or the next ones would not find room."""
+    """Give what is free back to the system."""
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL("libc.so.6").malloc_trim(0)

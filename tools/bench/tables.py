@@ -36,7 +36,7 @@ def show_trainers(bench: Bench) -> None:
 
 def _run(bench: Bench, round_: Round, name: str, contender) -> float:
     bench.status.show(f"{round_.subject}, batch {round_.batch_size}: {NAMES[name]} ...")
-    give_back_memory()
+    give_back_memory()  # what the one before has left behind, or there would be no room
     return contender.run(round_.slow_steps if name in ("host", "fastest") else round_.steps)
 
 
