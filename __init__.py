@@ -10,7 +10,7 @@ WEB_DIRECTORY = "./web"
 
 class TrainTrain(ComfyExtension):
     async def on_load(self) -> None:
-        routes = ((stopping.ROUTE, stopping.answer), (progress.ROUTE, progress.answer), *folders.ROUTES)
+        routes = ((stopping.ROUTE, stopping.stop_training), (progress.ROUTE, progress.send_trainings), *folders.ROUTES)
         for route, answer in routes:
             PromptServer.instance.routes.post(route)(answer)
 

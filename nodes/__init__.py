@@ -1,14 +1,22 @@
 """The nodes of the pack."""
 
-from .addift import TrainADDifT
-from .difference import TrainCopyMachine, TrainDifference
-from .encoded import EncodedTrainingImages
-from .files import LoadLoRA, PlotLoss, SaveLoRA
-from .images import BucketImages, LoadImageFolder
-from .pairs import LoadImagePairs
-from .preview import PreviewSettings
-from .settings import LoRANetwork, TrainingSettings
-from .train import TrainILECO, TrainLoRA
+from .bucket_images import BucketImages
+from .compare_loras import CompareLoRAs
+from .encoded_images import EncodedTrainingImages
+from .load_image_folder import LoadImageFolder
+from .load_image_pairs import LoadImagePairs
+from .load_lora import LoadLoRA
+from .lora_network import LoRANetwork
+from .plot_loss import PlotLoss
+from .preview_settings import PreviewSettings
+from .save_lora import SaveLoRA
+from .train_addift import TrainADDifT
+from .train_copy_machine import TrainCopyMachine
+from .train_difference import TrainDifference
+from .train_ileco import TrainILECO
+from .train_lora import TrainLoRA
+from .train_slider import TrainSlider
+from .training_settings import TrainingSettings
 
 NODES = [
     LoadImageFolder,
@@ -20,10 +28,12 @@ NODES = [
     PreviewSettings,
     TrainLoRA,
     TrainILECO,
+    TrainSlider,
     TrainCopyMachine,
     TrainDifference,
     TrainADDifT,
     SaveLoRA,
     LoadLoRA,
+    CompareLoRAs,
     PlotLoss,
 ]

@@ -1,4 +1,4 @@
-"""What the page's folder chooser asks for: the folders that may be read, and small pictures of what is in them."""
+"""The routes of the page's folder chooser: lists the folders that may be read, and makes thumbnails of their images."""
 
 from __future__ import annotations
 
@@ -10,101 +10,118 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import folder_paths
 from aiohttp import web
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ..trainer.images import EXTENSIONS
-from ..trainer.picture import DECODERS, refuse_truncated
-from .allowed import allowed_folders, find_folder
+from ..trainer.dataset.cropping import crop_image
+from ..trainer.dataset.image_decoding import refuse_truncated, to_unit_range
+from ..trainer.dataset.image_formats import IMAGE_EXTENSIONS
+from ..trainer.dataset.image_on_disk import read_header
+from .input_path import allowed_folders, find_folder
+from .kept_files import FOLDER, OLD_FOLDER
 
 MAX_DEPTH = 5  # folders below a root
-MAX_VISITED = 5000  # folders that are looked into
+MAX_VISITED = 5000  # folders
 MAX_LISTED = 500  # folders
+OWN = (FOLDER, OLD_FOLDER, "loss", "compare")  # in the output folder: samples, charts and grids of the pack's nodes
 THUMBNAILS = 8
 THUMBNAIL_SIZE = 288, 96  # pixels, at most
-MAX_PIXELS = 89_478_485  # Pillow's own limit, which other packs switch off
 
-_listed: dict[str, Folder] = {}  # what was listed last
-_at_once = asyncio.Semaphore(2)  # each decodes pictures of up to MAX_PIXELS
+_listed: dict[str, Folder] = {}  # the last list
+_concurrent = asyncio.Semaphore(2)  # each request decodes images of up to 179 million pixels
 
 
 @dataclass
 class Folder:
-    """A folder that may be read."""
+    """Describes a folder that may be read."""
 
     name: str  # as find_folder reads it
     path: Path
-    count: int  # pictures in it
-    below: int = 0  # pictures in its subfolders
+    count: int  # images in it
+    below: int = 0  # images in its subfolders
 
 
-async def answer_folders(request: web.Request) -> web.Response:
-    """List the folders that may be read. What the request says is of no account."""
+async def send_folders(request: web.Request) -> web.Response:
+    """Send the list of folders that may be read. The body of the request is ignored."""
     folders, complete = await asyncio.to_thread(list_folders)
     found = [{"name": folder.name, "count": folder.count, "below": folder.below} for folder in folders]
     return web.json_response({"folders": found, "complete": complete})
 
 
-async def answer_thumbnails(request: web.Request) -> web.Response:
-    """Show what is in a folder that the list names: {"folder": "my_cat"}."""
+async def send_thumbnails(request: web.Request) -> web.Response:
+    """Send image counts and thumbnails of a listed folder: {"folder": "my_cat"}."""
     try:
         name = (await request.json())["folder"]
     except (ValueError, LookupError, TypeError, RecursionError):
-        return web.json_response({"error": 'Send {"folder": "<a name of the list of folders>"}.'}, status=400)
-    async with _at_once:
+        return web.json_response({"error": 'Send {"folder": "<name of a listed folder>"}.'}, status=400)
+    async with _concurrent:
         shown = await asyncio.to_thread(_show, name)
     if shown is None:
-        return web.json_response({"error": "No folder of this name is listed."}, status=404)
+        return web.json_response({"error": "No listed folder has this name."}, status=404)
     return web.json_response(shown)
 
 
-ROUTES = [("/traintrain/folders", answer_folders), ("/traintrain/thumbnails", answer_thumbnails)]
+ROUTES = [("/traintrain/folders", send_folders), ("/traintrain/thumbnails", send_thumbnails)]
 
 
 def list_folders() -> tuple[list[Folder], bool]:
-    """Return the folders with pictures in or below them, and whether those are all; links are not followed."""
+    """Return the folders with images in or below them, except the pack's own, and whether the list is complete.
+
+    Links are not followed.
+    """
     global _listed
     visits = iter(range(MAX_VISITED))
     roots = dict.fromkeys(Path(root).resolve() for root in allowed_folders())
-    folders = {folder.path: folder for root in roots for folder in _look_into(root, 0, visits)}
-    # A root with nothing of its own would be all folders together.
-    filled = [f for f in folders.values() if (f.count or (f.below and f.path not in roots)) and _name(f)]
+    folders = {folder.path: folder for root in roots for folder in _scan(root, 0, visits)}
+    # A root without images of its own would mean all folders together.
+    filled = [
+        folder
+        for folder in folders.values()
+        if (folder.count or (folder.below and folder.path not in roots)) and _name(folder)
+    ]
     _listed = {folder.name: folder for folder in filled[:MAX_LISTED]}
     return filled[:MAX_LISTED], len(filled) <= MAX_LISTED and next(visits, None) is not None
 
 
-def _look_into(path: Path, depth: int, visits: Iterator[int]) -> list[Folder]:
-    """Return a folder and those below it, each counted."""
-    if next(visits, None) is None:
+def _scan(path: Path, depth: int, visits: Iterator[int]) -> list[Folder]:
+    """Return a folder and those below it, with their counts."""
+    if _is_own(path) or next(visits, None) is None:
         return []
     images, subfolders = _read_entries(path)
     deeper = depth < MAX_DEPTH
-    below = [_look_into(path / name, depth + 1, visits) for name in subfolders] if deeper else []
+    below = [_scan(path / name, depth + 1, visits) for name in subfolders] if deeper else []
     under = sum(folders[0].count + folders[0].below for folders in below if folders)
     return [Folder("", path, len(images), under), *(folder for folders in below for folder in folders)]
 
 
+def _is_own(path: Path) -> bool:
+    """Return whether a folder holds what the pack's nodes have drawn, which nobody trains on."""
+    output = Path(folder_paths.get_output_directory()).resolve()
+    return any(path == output / name for name in OWN)
+
+
 def _read_entries(path: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the pictures and of the subfolders; hidden ones and linked folders are left out."""
+    """Return the names of images and subfolders, except hidden ones and linked folders."""
     try:
         with os.scandir(path) as scanned:
-            entries = sorted((e for e in scanned if not e.name.startswith(".")), key=lambda e: e.name.casefold())
-    except OSError:  # it may not be read, or is gone
+            visible = (entry for entry in scanned if not entry.name.startswith("."))
+            entries = sorted(visible, key=lambda entry: entry.name.casefold())
+    except OSError:  # no permission, or gone
         return [], []
-    images = [e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and e.is_file()]
-    return images, [e.name for e in entries if e.is_dir(follow_symlinks=False)]
+    images = [entry.name for entry in entries if entry.name.lower().endswith(IMAGE_EXTENSIONS) and entry.is_file()]
+    return images, [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _name(folder: Folder) -> str:
-    """Give the folder the shortest name that means it, "" if there is none; another root may have one of that name."""
+    """Set and return the shortest name that find_folder resolves to the folder, or ""."""
     roots = [Path(root).resolve() for root in allowed_folders()]
     short = [folder.path.relative_to(root).as_posix() for root in roots if folder.path.is_relative_to(root)]
-    folder.name = next((name for name in (*short, str(folder.path)) if _means(name, folder.path)), "")
+    folder.name = next((name for name in (*short, str(folder.path)) if _resolves_to(name, folder.path)), "")
     return folder.name
 
 
-def _means(name: str, path: Path) -> bool:
+def _resolves_to(name: str, path: Path) -> bool:
     try:
         return find_folder(name) == path
     except (ValueError, OSError):
@@ -112,13 +129,13 @@ def _means(name: str, path: Path) -> bool:
 
 
 def _show(name: object) -> dict | None:
-    """Return the count and the thumbnails of a listed folder, None for any other name."""
+    """Return image counts and thumbnails of a listed folder, or None for any other name."""
     if not isinstance(name, str):
         return None
     if name not in _listed:
         list_folders()
     folder = _listed.get(name)
-    if folder is None or not _means(name, folder.path):  # a link may have taken its place
+    if folder is None or not _resolves_to(name, folder.path):  # a link may have replaced it
         return None
     images, _ = _read_entries(folder.path)
     return {"count": len(images), "below": folder.below, "thumbnails": list(_draw_thumbnails(folder.path, images))}
@@ -131,27 +148,17 @@ def _draw_thumbnails(folder: Path, names: list[str]) -> Iterator[str]:
         if any(path.is_relative_to(root) for root in roots):
             try:
                 yield _draw_thumbnail(path)
-            # A broken file makes decoders raise almost anything; the loading node names it, a chooser needs not.
+            # Decoders raise almost anything for a damaged file. The loading node reports it, the chooser need not.
             except Exception:
                 continue
 
 
 def _draw_thumbnail(path: Path) -> str:
-    """Return a small JPEG as a data URI."""
-    width = THUMBNAIL_SIZE[0]
-    with refuse_truncated(), path.open("rb") as file, Image.open(file, formats=DECODERS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError("it is too large")
-        image.thumbnail((width, width))  # before it is turned: a JPEG is then decoded small
-        small = _to_rgb(ImageOps.exif_transpose(image))
-    small.thumbnail(THUMBNAIL_SIZE)
+    """Return a small JPEG of an image, decoded as for training, as a data URI."""
+    with refuse_truncated():
+        file = read_header(path)
+        scale = min(1, *(most / side for most, side in zip(THUMBNAIL_SIZE, file.size)))
+        (pixels,) = crop_image(file, [tuple(max(1, round(side * scale)) for side in file.size)])
     written = io.BytesIO()
-    small.save(written, "JPEG", quality=80)
+    Image.fromarray(to_unit_range(pixels).mul(255).round().byte().numpy()).save(written, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}"
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would clip
-        values = np.asarray(image).astype(np.float32) * (255 if image.mode == "F" else 1 / 257)
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Where the pack writes: inside ComfyUI's output folder and nowhere else."""
+"""Output paths: the pack writes inside ComfyUI's output folder and nowhere else."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from typing import Callable
 
 import folder_paths
 
-from ..trainer.writing import NameTaken
+from ..trainer.atomic_write import NameTaken
 
-LONGEST_NAME = 200  # bytes of a folder's or file's name; file systems take 255, and a number or a step may be added
-# What no file may be called on Windows, or what means something else there: \ and : lead elsewhere, CON is the console.
+LONGEST_NAME = 200  # bytes of a folder or file name; file systems allow 255, and a number or a step may be added
+# Characters and names that Windows forbids or reads as something else: \ and : lead elsewhere, CON is the console.
 _FORBIDDEN = re.compile(r'[\x00-\x1f\ud800-\udfff<>:"|?*\\]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d¹²³])(\..*)?", re.IGNORECASE)
 
 
 def output_path(folder: str, name: str, ending: str, overwrite: bool) -> Path:
-    """Return the file to write for a name, inside output/<folder> whatever the name says; a free one if not to overwrite."""
+    """Return the path for a name, always inside output/<folder>; a free one with a number if `overwrite` is off.
+
+    Raises ValueError if the name is not valid on every system or leads out of the folder.
+    """
     root = Path(folder_paths.get_output_directory(), folder).resolve()
     given, name = name, name.strip().removesuffix(ending)
     *folders, last = name.split("/")
@@ -27,8 +30,8 @@ def output_path(folder: str, name: str, ending: str, overwrite: bool) -> Path:
     path = _path_of(root, f"{name}{ending}") if is_name else None
     if path is None:
         raise ValueError(
-            f"{given[:LONGEST_NAME]!r} is no name for a file in {root}: give a plain name that every system takes, or one "
-            "with folders inside it as in style/my_lora."
+            f"{given[:LONGEST_NAME]!r} is not a valid file name in {root}: use a name that is valid on every "
+            "system, or one with subfolders such as style/my_lora."
         )
     number = 1
     while os.path.lexists(path) and not overwrite:
@@ -38,9 +41,9 @@ def output_path(folder: str, name: str, ending: str, overwrite: bool) -> Path:
 
 
 def write_output(folder: str, name: str, ending: str, overwrite: bool, write: Callable[[Path], None]) -> Path:
-    """Write a file under a name in output/<folder>, a free one if not to overwrite, and return it.
+    """Write a file with a name in output/<folder>, a free one if `overwrite` is off, and return its path.
 
-    write: raises NameTaken where another program has taken the name in the meantime
+    write: writes to a path; raises NameTaken if another program has taken the name in the meantime
     """
     while True:
         path = output_path(folder, name, ending, overwrite)
@@ -50,16 +53,16 @@ def write_output(folder: str, name: str, ending: str, overwrite: bool, write: Ca
 
 
 def _path_of(root: Path, name: str) -> Path | None:
-    """Return the file of a name inside a folder, links followed; None where that is not inside."""
+    """Return the path of a name in a folder, with links resolved, or None if it is not inside the folder."""
     path = Path(root, name).resolve() if len(name) < 4000 else root
     return path if root in path.parents else None
 
 
 def _is_name(part: str) -> bool:
-    """Tell whether a part of a path means the same on every system."""
+    """Return whether a part of a path is valid, and means the same, on every system."""
     fits = 0 < len(part.encode()) <= LONGEST_NAME and part == part.rstrip(". ")
     return fits and not _RESERVED.fullmatch(part)
 
 
 def _is_folder(part: str) -> bool:
-    return part in (".", "..") or _is_name(part)  # where those lead is seen when the path is resolved
+    return part in (".", "..") or _is_name(part)  # where they lead is checked when the path is resolved

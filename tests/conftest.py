@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
+import runpy
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,21 +15,35 @@ ROOT = Path(__file__).resolve().parent.parent
 HOST = Path(os.environ.get("TRAINTRAIN_HOST", ROOT / ".host")).absolute()
 COMFYUI = Path(os.environ.get("TRAINTRAIN_COMFYUI", HOST / "ComfyUI")).absolute()
 
-# The pack's own `nodes` folder would shadow the host's nodes.py, so the pack's root stays off sys.path, and its modules
-# are imported as `pack.trainer...` without running its __init__.py.
-_spec = importlib.util.spec_from_file_location("pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-sys.modules["pack"] = importlib.util.module_from_spec(_spec)
-sys.path.insert(0, str(COMFYUI))
+# As a file, for the repository stays off sys.path.
+runpy.run_path(str(ROOT / "tools" / "load_pack.py"))["load_pack"](COMFYUI)
 
-from pack.tools.launch import prepare_torchvision  # noqa: E402
+from page_fixtures import browser, canvas, page, shared_page  # noqa: E402, F401
 
-prepare_torchvision()
 
-from browser import browser, canvas, page, shared_page  # noqa: E402, F401
-from comfy.cli_args import args  # noqa: E402
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the slow proofs in their long form too")
 
-args.cpu = not torch.cuda.is_available()  # the host decides at import, and fails where there is no GPU
-args.use_pytorch_cross_attention = True  # as our server is started: its default on the CPU is slow
+
+@pytest.fixture(scope="session")
+def is_long(request) -> bool:
+    """Whether slow proofs are wanted in their long form, which takes an hour on two cores; the short one can still fail."""
+    return request.config.getoption("--long")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files of few tests first: they are the long ones, and one that starts last leaves the other processes idle."""
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (sizes[item.path], item.path))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Sharing work this small between threads takes longer than the work, many times so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

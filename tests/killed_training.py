@@ -1,7 +1,7 @@
 """Trainings for another process to watch and to kill.
 
 Loads a tiny model once. Each line that comes in then has trainings, as in `SEED:STEPS:FOLDER SEED:STEPS:FOLDER`, which copies
-of this process run, all at once: Train LoRA and Save LoRA, as in a graph, with FOLDER as the host's output folder. What is told:
+of this process run, all at once: Train LoRA and Save LoRA, as in a graph, with FOLDER as the host's output folder. What is reported:
 `started` and a copy's process id, `step` and its number when it is done, `saved`, and `gone` when all copies have ended.
 """
 
@@ -17,8 +17,8 @@ from typing import NoReturn
 import conftest  # noqa: F401  makes the host and the pack importable
 import folder_paths
 import torch
-from pack.nodes.files import SaveLoRA
 from pack.nodes.progress import TrainingProgress
+from pack.nodes.save_lora import SaveLoRA
 from pack.trainer.config import NetworkConfig, TrainingConfig
 from tiny_host import TinyHost
 
@@ -29,7 +29,7 @@ PROMPT = {
 }
 
 
-def tell(what: object) -> None:
+def report(what: object) -> None:
     os.write(1, f"{what}\n".encode())  # at once, and in one piece
 
 
@@ -46,20 +46,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tiny = TinyHost(Path(folder))
     tiny.network = NetworkConfig(rank=32, alpha=32)  # large, so that writing takes its time
-    TrainingProgress.__call__ = lambda _, step, *figures: tell(f"step {step}")
+    TrainingProgress.report = lambda _, step: report(f"step {step.number}")
     for line in sys.stdin:
         copies = [os.fork() or run_copy(tiny, each) for each in line.split()]
         for copy in copies:
             os.waitpid(copy, 0)
-        tell("gone")
+        report("gone")
 
 
 def run_copy(tiny: TinyHost, training: str) -> NoReturn:
     try:
-        tell(f"started {os.getpid()}")
+        report(f"started {os.getpid()}")
         seed, steps, folder = training.split(":", 2)
         train(tiny, int(seed), int(steps), folder)
-        tell("saved")
+        report("saved")
     finally:
         os._exit(0)
 

@@ -21,11 +21,11 @@ import conftest  # noqa: F401  makes the host and the pack importable
 import folder_paths
 import torch
 import torch.distributed as dist
+from pack.nodes import stopping
 from pack.nodes.progress import TrainingProgress
 from pack.trainer.config import TrainingConfig
-from pack.trainer.data import TrainingImage
-from pack.trainer.files import LoRAWeights
-from pack.trainer.loop import StopTraining
+from pack.trainer.dataset.training_image import TrainingImage
+from pack.trainer.lora_file import LoRAWeights
 from safetensors.torch import save_file
 from tiny_host import TinyHost
 from tiny_models import HEIGHT, WIDTH
@@ -35,7 +35,7 @@ METHODS = ["LoRA", "iLECO", "copy machine", "difference", "ADDifT"]
 PROMPT = {"2": {"class_type": "TrainTrain_TrainLoRA", "inputs": {}}}
 # SGD, for Adam makes a whole step of a gradient that is nothing but rounding.
 SETTINGS = TrainingConfig(optimizer="SGDNesterov", lr_scheduler="constant")
-COMMON = {"steps": STEPS, "batch_size": 4, "learning_rate": 0.5, "settings": SETTINGS, "prompt": PROMPT}
+COMMON = {"steps": STEPS, "batch_size": 4, "learning_rate": 0.4, "settings": SETTINGS, "prompt": PROMPT}
 
 
 def train(tiny: TinyHost, method: str, **inputs: object) -> LoRAWeights:
@@ -89,11 +89,11 @@ def start(
 
 def at_step(step: int, do: Callable[[], None]) -> Callable:
     """Return what is called after each step, and does something after one of them."""
-    return lambda progress, done, *figures: do() if done == step else None
+    return lambda progress, done: do() if done.number == step else None
 
 
 def stop() -> None:
-    raise StopTraining
+    stopping._running["2"] = True  # as the page's button does
 
 
 def count_bytes() -> list[int]:
@@ -111,7 +111,7 @@ def main(folder: Path, methods_alone: bool) -> None:
     loras = train_methods(tiny)
     (folder / f"sent_{rank}").write_text(" ".join(map(str, sent)))
     if not methods_alone:
-        TrainingProgress.__call__ = at_step(STOPPED_AT, stop) if rank == 0 else lambda *_: None
+        TrainingProgress.report = at_step(STOPPED_AT, stop) if rank == 0 else lambda *_: None
         loras["stopped"] = stopped(tiny)
     for name, lora in loras.items():
         save_file(dict(lora), folder / f"{name}_{rank}.safetensors")
@@ -121,7 +121,7 @@ def main(folder: Path, methods_alone: bool) -> None:
 
 def die_in_the_middle(tiny: TinyHost, rank: int, folder: Path) -> None:
     # Not waiting for anything, as a process that is killed.
-    TrainingProgress.__call__ = at_step(DEAD_AT, lambda: os._exit(9)) if rank == 1 else lambda *_: None
+    TrainingProgress.report = at_step(DEAD_AT, lambda: os._exit(9)) if rank == 1 else lambda *_: None
     try:
         interrupted(tiny)
     except RuntimeError as error:

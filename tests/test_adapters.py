@@ -5,7 +5,7 @@ from __future__ import annotations
 import lycoris.modules
 import pytest
 import torch
-from pack.trainer.adapters import LoHaLayer, LoKrLayer, near_factors
+from pack.trainer.adapters import LoHaLayer, LoKrLayer, closest_factors
 from torch import nn
 
 LAYERS = {
@@ -41,7 +41,7 @@ def inputs(layer: nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("rank", [2, 6])
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_addition_is_that_of_lycoris(kind, name, rank):
+def test_the_output_is_that_of_lycoris(kind, name, rank):
     torch.manual_seed(0)
     layer = LAYERS[name]()
     ours, theirs = make(kind, layer, rank)
@@ -67,7 +67,7 @@ def test_the_gradients_are_those_of_lycoris(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_starts_as_nothing_and_every_weight_can_learn(kind):
+def test_a_new_adapter_adds_nothing_and_every_weight_can_learn(kind):
     layer = LAYERS["linear"]()
     adapter = KINDS[kind][0](layer, 2, 1.0, torch.Generator().manual_seed(0))
     x = inputs(layer)
@@ -85,4 +85,4 @@ def test_it_starts_as_nothing_and_every_weight_can_learn(kind):
 def test_factors_are_those_of_lycoris(number):
     from lycoris.functional.general import factorization
 
-    assert near_factors(number) == factorization(number)
+    assert closest_factors(number) == factorization(number)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from conftest import COMFYUI, ROOT
 from diffusers import UNet2DConditionModel
+from pack.tools.bench import overheads
 from pack.tools.bench.rounds import list_rounds
 from pack.tools.bench.subjects import SD1, SDXL, load_subject
 from pack.tools.bench.timing import Timed, step_clock, take_turns
 from pack.tools.bench.trainers import PEFT_LAYERS, HostTrainer, Limit, Ours, Setting
-from pack.tools.host import module_command
+from pack.tools.host_paths import module_command
 from pack.trainer.blocks import choose_layers
 from pack.trainer.config import NetworkConfig
 from peft import LoraConfig
@@ -33,6 +34,12 @@ def test_every_contender_takes_its_steps(subject, contender):
     assert len(clock.times) == 0 if contender is Limit else len(clock.times) >= 3
 
 
+def test_ileco_is_measured_beside_its_passes_alone_and_reporting_beside_a_step(subject):
+    timed = overheads.measure_ileco(subject, Setting(1, rank=4), 2, 1)
+    assert all(each.median > 0 for each in timed.values())
+    assert 0 < overheads.measure_telemetry(1.0)[2] < 1
+
+
 @pytest.mark.parametrize("family, sizes", [("SD1", SD1), ("SDXL", SDXL)])
 def test_diffusers_adapts_as_many_layers_and_numbers(family, sizes):
     with torch.device("meta"):
@@ -50,7 +57,7 @@ def test_a_part_that_there_is_not_is_refused_with_those_that_there_are(tmp_path)
     command = module_command(sys.executable, "tools.bench", *folders, "--only", "memroy")
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ran.returncode == 2
-    assert "--only memroy: no part has this in its name; there are trainers, memory, ileco" in ran.stderr
+    assert "--only memroy: no part has this in its name; there are trainers, memory, ileco, offload" in ran.stderr
 
 
 def test_contenders_take_turns_and_the_median_counts():

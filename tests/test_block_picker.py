@@ -30,6 +30,7 @@ LISTS = {
     "Lumina 2": ["Lumina2"],
     "Z-Image": ["Z-Image"],
     "Qwen-Image": ["Qwen-Image"],
+    "Anima, Krea 2": ["Anima", "Krea 2"],
     "Wan 1.3B, 5B": ["Wan"],
     "Wan 14B": ["Wan"],
 }
@@ -185,7 +186,7 @@ def test_the_layout_is_kept_with_the_workflow_and_nothing_else_is(page):
     page.page.locator(".traintrain-layout").select_option("Qwen-Image")
     cell(page, "transformer_blocks.59").click()
     saved = page.serialize()
-    assert saved["nodes"][0]["widgets_values"][6:] == ["all, -transformer_blocks.59"]
+    assert saved["nodes"][0]["widgets_values"][6:] == ["all, -transformer_blocks.59", False, False]
     page.load(saved)
     node = page.find(NODE)
     page.page.locator('.traintrain-blocks [data-id="transformer_blocks.58"]').wait_for()

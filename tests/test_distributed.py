@@ -16,12 +16,13 @@ import folder_paths
 import pytest
 import torch
 from conftest import COMFYUI, HOST, ROOT
+from pack.nodes.kept_files import FOLDER
 from pack.nodes.loss_table import read_table
 from pack.nodes.progress import TrainingProgress
 from pack.tools.base_folder import make_folders, share_model
-from pack.tools.together import trainings_alone
-from pack.trainer.files import LoRAWeights
-from pack.trainer.processes import Processes
+from pack.tools.torchrun import trainings_alone
+from pack.trainer.distributed import Peers
+from pack.trainer.lora_file import LoRAWeights
 from safetensors.torch import load_file
 from shared_training import (
     DEAD_AT,
@@ -44,16 +45,16 @@ WITHIN = 180  # seconds, for all that a pair of processes does
 SMALLEST = """
 import os, sys, time
 import conftest
-from pack.trainer.processes import join
-from pack.trainer.loop import TrainingRun
+from pack.trainer.distributed import join
+from pack.trainer.run import TrainingRun
 from tiny_training import make_training
 second = os.environ["RANK"] == "1"
 {before}
-def on_step(step, *_):
-    {in_step}
 run = TrainingRun(*make_training(batch_size=2, seed=seed), join(__import__("torch").device("cpu")))
 try:
-    run.train(on_step)
+    for done in run.steps():
+        step = done.number
+        {in_step}
 except Exception as error:
     print(type(error).__name__, error, flush=True)
     os._exit(1)
@@ -147,7 +148,7 @@ def test_two_machines_train_the_lora_of_one(alone, tmp_path):
         assert_trained_as_one(tmp_path, alone, method)
 
 
-def test_a_step_sends_the_gradients_of_the_lora_and_three_figures(shared, alone):
+def test_a_step_sends_the_gradients_of_the_lora_and_three_metrics(shared, alone):
     sizes = [sum(t.numel() for key, t in alone[method].items() if not key.endswith("alpha")) for method in METHODS]
     expected = [4 * (size + 3) for size in sizes for _ in range(STEPS)]
     for rank in range(2):
@@ -155,26 +156,30 @@ def test_a_step_sends_the_gradients_of_the_lora_and_three_figures(shared, alone)
 
 
 def test_stop_and_keep_ends_all_processes_with_one_lora(shared, tiny, monkeypatch):
-    monkeypatch.setattr(TrainingProgress, "__call__", at_step(STOPPED_AT, stop))
+    monkeypatch.setattr(TrainingProgress, "report", at_step(STOPPED_AT, stop))
     first, second = load(shared, "stopped")
     assert distance(first, second) == 0
     assert distance(first, stopped(tiny)) < 1e-5
 
 
-def test_where_a_process_dies_the_other_says_so_and_the_training_goes_on_from_there(
+def test_when_a_process_dies_the_other_reports_it_and_training_resumes_from_there(
     shared, tiny, output_folder, monkeypatch
 ):
-    assert (shared / "ended").read_text().startswith("Another process of the training has failed, or not answered for")
+    assert (
+        (shared / "ended")
+        .read_text()
+        .startswith("Another process of the training has failed, or has not responded for")
+    )
     whole = interrupted(tiny)
     shutil.rmtree(output_folder)
-    shutil.copytree(shared / "loras", output_folder / "loras")
+    shutil.copytree(shared / FOLDER, output_folder / FOLDER)
     steps = []
-    monkeypatch.setattr(TrainingProgress, "__call__", lambda _, step, *figures: steps.append(step))
+    monkeypatch.setattr(TrainingProgress, "report", lambda _, step: steps.append(step.number))
     assert distance(interrupted(tiny), whole) < 1e-5
     assert DEAD_AT < steps[0] <= DEAD_AT + 3 and steps[-1] == STEPS
 
 
-def test_a_process_that_falls_behind_is_given_up(tmp_path):
+def test_a_process_that_does_not_respond_is_a_timeout(tmp_path):
     processes = start_smallest(tmp_path, in_step="second and time.sleep(600)", TRAINTRAIN_TIMEOUT="2")
     try:
         assert finish(processes[:1], tmp_path) == [1]
@@ -182,20 +187,32 @@ def test_a_process_that_falls_behind_is_given_up(tmp_path):
     finally:
         processes[1].kill()
     assert (
-        "ProcessLost Another process of the training has failed, or not answered for 2 seconds"
+        "PeerLost Another process of the training has failed, or has not responded for 2 seconds"
         in (tmp_path / "0.log").read_text()
     )
 
 
+# The second process's model fails in its fourth step.
+FAILING = """
+seed, calls = 7, []
+from tiny_training import TinyModel
+def failing(self, *inputs, predict=TinyModel.predict):
+    calls.append(1)
+    assert len(calls) < 4 or not second
+    return predict(self, *inputs)
+TinyModel.predict = failing
+"""
+
+
 def test_an_error_in_one_process_ends_the_other_at_once(tmp_path):
-    assert finish(start_smallest(tmp_path, in_step="assert step < 3 or not second"), tmp_path) == [1, 1]
+    assert finish(start_smallest(tmp_path, before=FAILING), tmp_path) == [1, 1]
     logs = [(tmp_path / f"{rank}.log").read_text() for rank in range(2)]
-    assert "ProcessLost" in logs[0] and "AssertionError" in logs[1]
+    assert "PeerLost" in logs[0] and "AssertionError" in logs[1]
 
 
-def test_a_process_with_another_training_is_refused(tmp_path):
+def test_a_process_with_a_different_training_is_refused(tmp_path):
     assert finish(start_smallest(tmp_path, before="seed = 7 + second"), tmp_path) == [1, 1]
-    assert "ValueError Process 1 is about to train something else than process 0" in (tmp_path / "1.log").read_text()
+    assert "ValueError Process 1 has a different training than process 0" in (tmp_path / "1.log").read_text()
 
 
 def ileco(number: str, original: str, target: str, **inputs: object) -> dict[str, dict]:
@@ -223,7 +240,7 @@ GRAPH = {
 }
 
 
-def test_of_the_other_processes_each_runs_the_trainings_alone():
+def test_the_other_processes_run_only_the_training_nodes():
     info = {node["class_type"]: {"output": ["MODEL", "LORA_MODEL", "LOSS_MAP"]} for node in GRAPH.values()}
     alone = trainings_alone(GRAPH | ileco("6", "2", "3", lora=["4", 1]), ["6"], info)
     assert alone.keys() == {"1", "2", "3", "4", "6", "end of 6"}
@@ -246,7 +263,7 @@ def test_torchrun_runs_a_workflow_of_two_trainings_that_do_not_depend_on_one_ano
             stderr=log,
         )
     assert finish([process], tmp_path) == [0], (tmp_path / "0.log").read_text()
-    said, trained = (tmp_path / "0.log").read_text(), base / "output" / "loras" / "trained"
+    said, trained = (tmp_path / "0.log").read_text(), base / "output" / "traintrain"
     for number, steps in (("4", 3), ("5", 2)):
         path = base / "output" / "loras" / f"of_{number}.safetensors"
         assert said.count(str(path)) == 1
@@ -258,8 +275,8 @@ def test_torchrun_runs_a_workflow_of_two_trainings_that_do_not_depend_on_one_ano
 
 @pytest.mark.parametrize("count", range(1, 6))
 @pytest.mark.parametrize("batch", range(1, 9))
-def test_each_example_is_of_one_process_and_none_is_without(batch, count):
-    parts = [Processes(rank, count).own(batch) for rank in range(count)]
+def test_each_example_has_one_process_and_no_process_is_without(batch, count):
+    parts = [Peers(rank, count).own_slice(batch) for rank in range(count)]
     counted = [place for own, share in parts if share for place in range(batch)[own]]
     assert counted == list(range(batch))
     assert all(len(range(batch)[own]) >= 1 for own, _ in parts)

@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pack.tools.evaluate import COLUMNS
+from pack.tools import base_folder
+from pack.tools.demonstration import write_images
+from pack.tools.evaluate import COLUMNS, chosen_experiments
 from pack.tools.experiments import list_experiments
 from pack.tools.shapes.classify import Seen, classify
-from pack.tools.shapes.pairs import PAIRS, has_bar, without_bar
-from pack.tools.shapes.sheet import CELL, SHOWN, draw_sheet
-from pack.tools.shapes.world import Scene
+from pack.tools.shapes.evaluation_sheet import CELL, SHOWN, draw_sheet
+from pack.tools.shapes.scenes import Scene
+from pack.tools.shapes.shape_pairs import COUNT, PAIRS, has_bar, without_bar
 from PIL import Image
 
 
@@ -36,21 +38,54 @@ def test_success_and_damage_are_shares_of_the_samples():
         replace(RED[2], colour="blue", background="black"),  # another background
         RED[3],  # unchanged
     ]
-    judge = figure("red to blue", "ileco_replace", "red prompts").judge
+    judge = figure("red to blue", "3_Replace_a_concept_iLECO", "red prompts").judge
     assert judge(RED, [scene.draw() for scene in after], []) == ("50%", "25%")
 
 
 def test_the_other_direction_counts_what_moved_towards_the_target():
-    judge = figure("background", "addift", "strength -1").judge
+    judge = figure("background", "6_Slider_from_two_images_ADDifT", "strength -1").judge
     white, black = (Scene("red", "circle", background).draw() for background in ("white", "black"))
     assert judge(RED, [black, black, white, white], [white, black, white, black]) == ("75%", "50%")
 
 
+@pytest.mark.parametrize("strength, share", [("1", "25%"), ("0.5", "25%"), ("-0.5", "50%"), ("-1", "50%")])
+def test_a_slider_succeeds_at_the_end_that_its_sign_leads_to(strength, share):
+    seen = [
+        Scene("red", "square", "white"),  # at the positive end
+        Scene("blue", "circle", "white"),
+        Scene("blue", "circle", "black"),  # another background
+        Scene("green", "circle", "white"),
+    ]
+    judge = figure("slider red, blue", "5_Slider_from_two_prompts", f"neutral prompts, {strength}").judge
+    scenes = [Scene("red", "circle", "white")] * 4
+    assert judge(scenes, [scene.draw() for scene in seen], []) == (share, "50%")
+
+
+def test_what_a_slider_does_not_act_on_is_judged_by_the_bare_model():
+    judge = figure("slider red, blue", "5_Slider_from_two_prompts", "squares, triangles, 1").judge
+    red, blue = (Scene(colour, "square", "white").draw() for colour in ("red", "blue"))
+    assert judge([], [red, red, blue, blue], [red, blue, blue, blue]) == ("", "25%")
+
+
 def test_copies_are_judged_by_their_median_psnr():
-    judge = figure("background", "copy_machine_difference", "any prompts").judge
+    judge = figure("background", "7_Copy_machine_and_difference", "any prompts").judge
     flat = [Image.new("RGB", (64, 64), (level,) * 3) for level in (100, 110, 101, 100 + 51)]
     success, _ = judge([], flat[1:], [flat[0]] * 3)
     assert success == f"{20 * np.log10(255 / 10):.1f} dB"  # the errors are 10, 1 and 51 levels
+
+
+def test_a_new_concept_counts_by_its_color_and_shape_and_what_was_known_is_damaged_by_others():
+    star = Scene("purple", "star", "white")
+    after = [star, replace(star, colour="red"), replace(star, shape="circle"), replace(star, background="black")]
+    judge = figure("purple star", "1_Train_a_LoRA", "purple star prompts").judge
+    assert judge([star] * 4, [scene.draw() for scene in after], []) == ("50%", "25%")
+    judge = figure("purple star", "1_Train_a_LoRA", "known prompts").judge
+    assert judge(RED, [star.draw(), *(scene.draw() for scene in RED[1:])], []) == ("", "25%")
+
+
+def test_a_value_is_set_besides_those_of_the_training():
+    (experiment,) = chosen_experiments(False, "circle to square, closed form", {"Train iLECO.steps": 7})
+    assert experiment.values["Train iLECO.steps"] == 7 and experiment.values["Original 1.text"] == "circle"
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -64,7 +99,7 @@ def test_a_pair_differs_in_what_it_says_and_in_nothing_else(name):
     assert all(getattr(scene, word) in text for text, scene in pair.prompts for word in pair.kept)
 
 
-def test_the_bar_is_seen_on_every_picture_and_taken_away():
+def test_the_bar_is_seen_on_every_image_and_taken_away():
     for background in ("white", "black", "gray"):
         scene = Scene("green", "square", background, y=26, radius=16)
         picture = scene.draw()
@@ -74,17 +109,31 @@ def test_the_bar_is_seen_on_every_picture_and_taken_away():
         assert classify(without_bar(Image.fromarray(drawn))) == Seen("green", "square", background)
 
 
-def test_every_figure_has_prompts_no_training_has_and_a_row_in_the_table():
+def test_every_score_has_prompts_no_training_has_and_a_row_in_the_table():
     for experiment in list_experiments(quick=False):
-        words = [value for name, value in experiment.values.items() if name.endswith(".text")]
+        words = [
+            value for name, value in experiment.values.items() if name.endswith(".text") and isinstance(value, str)
+        ]
+        words += [caption for pair in PAIRS.values() for *_, caption in pair.more if experiment.nodes]
         for each in experiment.figures:
             assert each.prompts and not {text for text, _ in each.prompts} & set(words)
             assert len(COLUMNS.format(each.method, experiment.name, each.name, "100%", "100%", 100, "100")) < 110
     assert 0 < len(list_experiments(quick=True)) < len(list_experiments(quick=False))
 
 
-def test_the_sheet_shows_the_first_samples_of_each_row(tmp_path):
+def test_the_contact_sheet_shows_the_first_samples_of_each_row(tmp_path):
     rows = [("red", [Image.new("RGB", (64, 64), "red")] * 20), ("blue", [Image.new("RGB", (64, 64), "blue")] * 2)]
     sheet = Image.open(draw_sheet(rows, tmp_path / "a" / "sheet.png"))
     colours = dict((colour, count) for count, colour in sheet.getcolors(1_000_000))
     assert colours[(255, 0, 0)] == SHOWN * CELL**2 and colours[(0, 0, 255)] == 2 * CELL**2
+
+
+def test_the_folders_of_pairs_stand_beside_the_stars_and_not_among_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(base_folder, "_run", lambda host, target, kind: write_images(target))
+    (tmp_path / "input").mkdir()
+    base_folder._make_images(None, tmp_path)
+    inputs = tmp_path / "input"
+    assert not [path for path in (inputs / "purple_star").iterdir() if path.is_dir()]
+    for name in ("part", "colour"):
+        originals = [path for path in (inputs / f"pairs_{name}").glob("*.png") if not path.stem.endswith("_target")]
+        assert len(originals) == COUNT and all(path.with_suffix(".txt").is_file() for path in originals)

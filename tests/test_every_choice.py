@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from pack.nodes import host
-from pack.tools.shapes.train import pixels
-from pack.tools.shapes.world import Scene
+from pack.tools.shapes.scenes import Scene
+from pack.tools.shapes.train_shapes import pixels
 from pack.trainer.config import ELEMENTS, LOSSES, NETWORK_TYPES, PRECISIONS, NetworkConfig, TrainingConfig
-from pack.trainer.data import TrainingExample, draw_batches
+from pack.trainer.dataset.batches import draw_batches
 from pack.trainer.methods.denoise import Denoise
+from pack.trainer.training_example import TrainingExample
+from train_job import train_job
 
 LAYERS = {"Full": 48, "CrossAttention": 16, "SelfAttention": 16}  # of the four attention blocks of Shapes
 
@@ -21,14 +23,6 @@ def example(shapes) -> TrainingExample:
     picture = pixels([Scene("purple", "star", "gray").draw()]).movedim(1, -1)[0]
     (latent,), (prompt,) = host.encode_images(vae, model, [picture]), host.HostTextEncoder(clip).encode(["yellow"])
     return TrainingExample(latent, prompt)
-
-
-class Silent:
-    def begin(self, *_):
-        pass
-
-    def __call__(self, *_):
-        pass
 
 
 @pytest.mark.parametrize(
@@ -62,8 +56,6 @@ def learns(shapes, example, network=NetworkConfig(rank=4, alpha=4), **settings):
     batches = draw_batches([0], config.batch_size, torch.Generator().manual_seed(0), [2])
     method = Denoise([example], batches, config)
     with torch.inference_mode():
-        lora, history = host.train_lora(
-            host.Training(shapes[0], network, config, method, {}), Silent(), lambda *_: None
-        )
+        lora, history = train_job(host.Job(shapes[0], network, config, method, {}))
     assert sum(history.losses[-3:]) < 0.7 * sum(history.losses[:3]), history
     return lora

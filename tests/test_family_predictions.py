@@ -1,4 +1,4 @@
-"""What the trainer is told of a model of every family: noise levels, predictions and their gradients."""
+"""What the trainer gets from a model of every family: noise levels, predictions and their gradients."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import pytest
 import torch
 from pack.nodes import host
 from pack.trainer.blocks import choose_layers
-from pack.trainer.config import NetworkConfig
+from pack.trainer.config import NetworkConfig, TrainingConfig
 from pack.trainer.network import LoRANetwork
 from tiny_families import FAMILIES, Family
 from tiny_models import HEIGHT, WIDTH, Loaded, load_family, make_prompt, network_shapes, set_in_host
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 T = torch.tensor([50.0, 500.0, 950.0])
 # The shift of a flow's noise levels, and the network's time at sigma 1.
@@ -27,16 +29,9 @@ FLOW = {
     "Z-Image": (3.0, 1),
     "Qwen-Image": (math.exp(1.15), 1),
     "Wan": (8.0, 1000),
+    "Anima": (3.0, 1),
+    "Krea 2": (math.exp(1.15), 1),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sharing work this small between threads takes longer than the work, many times so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -79,13 +74,16 @@ def network_inputs(name: str, extra: dict[str, torch.Tensor]) -> dict[str, Any]:
         inputs["guidance"] = torch.full((len(T),), 0.0 if name == "Chroma" else 3.5)
     if name in ("Lumina2", "Z-Image"):
         inputs["num_tokens"] = int(extra["attention_mask"].sum())
+    if "t5xxl_ids" in extra:
+        inputs["t5xxl_ids"] = extra["t5xxl_ids"][None].expand(len(T), -1)
+        inputs["t5xxl_weights"] = extra["t5xxl_weights"][None, :, None].expand(len(T), -1, 1)
     if "attention_mask" in extra:
         inputs["attention_mask"] = extra["attention_mask"].expand(len(T), -1)
     return inputs
 
 
 def test_noise_levels_are_the_published_ones(family):
-    with host.open_training(family.model, False) as (denoiser, _):
+    with host.open_model(family.model) as (denoiser, _):
         sigma, noise, x0 = denoiser.sigma_at(T), family.draw_latents(3), family.draw_latents(3).flip(0)
         torch.testing.assert_close(sigma.double(), published_sigmas(family.name), rtol=1e-4, atol=1e-5)
         wide = sigma.view(-1, *[1] * (x0.ndim - 1))
@@ -94,7 +92,7 @@ def test_noise_levels_are_the_published_ones(family):
 
 
 def test_a_prediction_is_the_networks_own_output(family):
-    with host.open_training(family.model, False) as (denoiser, _), torch.no_grad():
+    with host.open_model(family.model) as (denoiser, _), torch.no_grad():
         sigma = denoiser.sigma_at(T)
         x_t = denoiser.parameterization.scale_noise(family.draw_latents(3), sigma)
         ours = denoiser.predict(x_t, sigma, family.read_prompts(*[("red", 5)] * 3))
@@ -105,7 +103,7 @@ def test_a_prediction_is_the_networks_own_output(family):
 
 def test_prompts_of_several_lengths_in_a_batch_are_as_many_single_predictions(family):
     prompts = family.read_prompts(("red", 6), ("blue", 12), ("green", 7), ("gray", 6))
-    with host.open_training(family.model, False) as (denoiser, _), torch.no_grad():
+    with host.open_model(family.model) as (denoiser, _), torch.no_grad():
         sigma = denoiser.sigma_at(torch.tensor([100.0, 300.0, 600.0, 900.0]))
         x_t = denoiser.parameterization.scale_noise(family.draw_latents(4), sigma)
         together = denoiser.predict(x_t, sigma, prompts)
@@ -119,7 +117,7 @@ def test_prompts_of_several_lengths_in_a_batch_are_as_many_single_predictions(fa
 def adapted(family: Loaded, strength: float, checkpointing: bool) -> Iterator[tuple[LoRANetwork, Callable]]:
     """Give a LoRA that works on the model, and a function that boils a prediction down to one number."""
     config, rng = NetworkConfig(rank=2), torch.Generator().manual_seed(2)
-    with host.open_training(family.model, checkpointing) as (denoiser, layers):
+    with host.open_model(family.model, TrainingConfig(gradient_checkpointing=checkpointing)) as (denoiser, layers):
         network = LoRANetwork.create(choose_layers(layers, config), config, host.lora_key_of(family.model), seed=1)
         for parameter in network.parameters():
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=rng)

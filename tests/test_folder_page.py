@@ -39,15 +39,15 @@ def wait_for_words(page, text: str) -> None:
 @pytest.mark.parametrize("kind", NODES)
 def test_the_strip_shows_what_the_text_names_as_it_is_typed(page, kind):
     node = show_loader(page, kind)
-    wait_for_words(page, "No pictures are known by this name.")
+    wait_for_words(page, "No image folder has this name.")
     node.set(folder=" kittens ")
-    wait_for_words(page, "3 pictures")
+    wait_for_words(page, "3 images")
     assert page.page.locator(".traintrain-folder img").count() == 3
     height = node.evaluate("(node) => node.size[1]")
     node.set(folder="set")
     wait_for_words(page, "1 in subfolders")
     node.set(folder="../outside")
-    wait_for_words(page, "No pictures are known by this name.")
+    wait_for_words(page, "No image folder has this name.")
     assert page.page.locator(".traintrain-folder img").count() == 0
     assert node.evaluate("(node) => node.size[1]") < height - 40  # the thumbnails' room is given back
 
@@ -58,10 +58,10 @@ def test_a_click_on_a_folder_of_the_list_writes_its_name(page, kind):
     node.evaluate("(node) => node.widgets.find((w) => w.name === 'choose_folder').callback()")
     row = page.page.locator(".traintrain-row", has_text="kittens")
     row.locator("img").nth(2).wait_for()
-    assert "3 pictures" in row.inner_text()
+    assert "3 images" in row.inner_text()
     row.click()
     assert node.values()["folder"] == "kittens" and page.page.locator("dialog.traintrain-dialog").count() == 0
-    wait_for_words(page, "3 pictures")
+    wait_for_words(page, "3 images")
 
 
 def test_escape_closes_the_list_and_leaves_the_text(page):
@@ -96,11 +96,11 @@ def test_the_wheel_and_the_mouse_are_for_the_list_and_not_for_the_canvas(page):
 
 def test_a_loaded_workflow_shows_its_folder_and_saves_no_more_than_it_had(page):
     show_loader(page, NODES[0]).set(folder="kittens")
-    wait_for_words(page, "3 pictures")
+    wait_for_words(page, "3 images")
     saved = page.serialize()
-    assert saved["nodes"][0]["widgets_values"] == ["kittens", True, "caption file", ""]
+    assert saved["nodes"][0]["widgets_values"] == ["kittens", True, "caption file", "", False, False]
     page.load(saved)
-    wait_for_words(page, "3 pictures")
+    wait_for_words(page, "3 images")
     assert page.find(NODES[0]).evaluate("(node) => node.size[1]") == saved["nodes"][0]["size"][1]
 
 
@@ -110,6 +110,6 @@ def test_a_folder_that_comes_by_wire_is_not_chosen_here(page):
         """(node) => { const text = LiteGraph.createNode("PrimitiveString"); app.graph.add(text); text.pos = [-400, 0];
             text.connect(0, node, node.inputs.findIndex((input) => input.name === "folder")); }"""
     )
-    wait_for_words(page, "The folder comes by wire.")
+    wait_for_words(page, "The connected node sets the folder.")
     node.evaluate("(node) => node.widgets.find((w) => w.name === 'choose_folder').callback()")
     assert page.page.locator("dialog.traintrain-dialog").count() == 0

@@ -1,19 +1,17 @@
-"""The routes behind the folder chooser: what they list, what they show, and what they refuse."""
+"""The routes of the folder chooser: what they list, what they show, and what they refuse."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import folder_paths
 import numpy as np
 import pytest
 from pack.nodes import folders
-from pack.nodes.images import find_folder
+from pack.nodes.input_path import find_folder
 from PIL import Image
 from skimage import data
 
@@ -21,14 +19,10 @@ CAT = Image.fromarray(data.chelsea())  # 451 x 300
 LIST, SHOW = "/traintrain/folders", "/traintrain/thumbnails"
 
 
-def ask(server, route: str, body: bytes, **headers: str) -> tuple[int, dict]:
-    """Post bytes as they are; give the status and the answer."""
-    request = urllib.request.Request(f"http://{server.address}{route}", body, headers, method="POST")
-    try:
-        with urllib.request.urlopen(request) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as refused:
-        return refused.code, json.loads(refused.read() or b"null")
+def ask(server, route: str, body: bytes, kind: str = "application/json") -> tuple[int, dict]:
+    """Post raw bytes; return status and answer."""
+    status, answer = server.request("POST", route, body, kind)
+    return status, json.loads(answer or b"null")
 
 
 def show(server, name: object) -> tuple[int, dict]:
@@ -43,7 +37,7 @@ def read(uri: str) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def filled(server):
-    """The server's folders with pictures, and one outside of them to which links lead."""
+    """The server's folders with images, and one outside of them that links lead to."""
     base = server.base
     for place, count in {"input/cats": 2, "input/cats/deep/deeper": 1, "output/made": 1, "outside": 1}.items():
         (base / place).mkdir(parents=True, exist_ok=True)
@@ -52,7 +46,7 @@ def filled(server):
     for place in ("input/empty", "input/.hidden", "output/cats"):
         (base / place).mkdir(parents=True)
         CAT.save(base / place / ("a.jpg" if place != "input/empty" else ".hidden.jpg"))
-    (base / "input" / "cats" / "notes.txt").write_text("no picture")
+    (base / "input" / "cats" / "notes.txt").write_text("not an image")
     (base / "input" / "link").symlink_to(base / "outside")
     return base
 
@@ -69,9 +63,9 @@ def base(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def put(folder: Path, name: str = "a.png", picture: Image.Image = CAT, **options: object) -> Path:
+def put(folder: Path, name: str = "a.png", image: Image.Image = CAT, **options: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    picture.save(folder / name, **options)
+    image.save(folder / name, **options)
     return folder
 
 
@@ -79,7 +73,7 @@ def names() -> list[str]:
     return [folder.name for folder in folders.list_folders()[0]]
 
 
-def test_folders_with_pictures_are_listed_with_what_is_in_and_below_them(server, filled):
+def test_folders_with_images_are_listed_with_counts_of_images_in_and_below_them(server, filled):
     status, answer = ask(server, LIST, b"")
     found = {folder["name"]: (folder["count"], folder["below"]) for folder in answer["folders"]}
     assert status == 200 and answer["complete"] is True
@@ -88,17 +82,17 @@ def test_folders_with_pictures_are_listed_with_what_is_in_and_below_them(server,
     assert not [name for name in found if "hidden" in name or "link" in name or "empty" in name or "outside" in name]
 
 
-def test_what_the_request_says_changes_nothing(server, filled):
+def test_the_body_of_a_list_request_is_ignored(server, filled):
     expected = ask(server, LIST, b"")
     for body in (b'{"folder": "/etc"}', b"[", b"\xff\x00", b'"' + b"x" * 100_000):
-        assert ask(server, LIST, body, **{"Content-Type": "application/json"}) == expected
+        assert ask(server, LIST, body) == expected
 
 
-def test_thumbnails_are_small_pictures_of_the_folder(server, filled):
+def test_thumbnails_are_the_images_of_the_folder_at_small_size(server, filled):
     status, answer = show(server, "cats")
     assert (status, answer["count"], answer["below"]) == (200, 2, 1)
     small = [read(uri) for uri in answer["thumbnails"]]
-    assert [picture.size for picture in small] == [(144, 96)] * 2
+    assert [image.size for image in small] == [(144, 96)] * 2
     expected = np.asarray(CAT.resize((144, 96))).astype(float)
     assert np.abs(np.asarray(small[0]) - expected).mean() < 6
 
@@ -109,35 +103,35 @@ REFUSED += [["cats"], {"name": "cats"}, 1, 1.5, True, None]
 
 
 @pytest.mark.parametrize("name", REFUSED, ids=lambda name: repr(name)[:20])
-def test_a_name_that_is_not_listed_is_refused_in_one_sentence(server, filled, name):
-    assert show(server, name) == (404, {"error": "No folder of this name is listed."})
+def test_an_unlisted_name_is_refused(server, filled, name):
+    assert show(server, name) == (404, {"error": "No listed folder has this name."})
 
 
 def test_a_full_path_is_refused_unless_it_is_the_listed_name(server, filled):
     assert show(server, str(filled / "output" / "cats"))[0] == 200
+    listed = {folder["name"] for folder in ask(server, LIST, b"")[1]["folders"]}  # output, too, once it has images
     for path in (filled / "input" / "cats", filled / "outside", filled / "output", filled):
-        assert show(server, str(path))[0] == 404
+        assert show(server, str(path))[0] == (200 if str(path) in listed else 404)
+    assert not {str(filled / "input" / "cats"), str(filled / "outside"), str(filled)} & listed
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"{}", b"[]", b"1", b"null", b'"folder"', b"\xff\xfe", b"[" * 100_000, b"{'folder': 'cats'}"]
 )
-def test_garbage_is_answered_with_what_to_send(server, filled, body):
-    assert ask(server, SHOW, body) == (400, {"error": 'Send {"folder": "<a name of the list of folders>"}.'})
+def test_an_invalid_body_is_answered_with_what_to_send(server, filled, body):
+    assert ask(server, SHOW, body) == (400, {"error": 'Send {"folder": "<name of a listed folder>"}.'})
 
 
-def test_a_body_in_an_unknown_encoding_is_garbage(server, filled):
-    assert ask(server, SHOW, b'{"folder": "cats"}', **{"Content-Type": "application/json; charset=none"})[0] == 400
+def test_a_body_in_an_unknown_encoding_is_invalid(server, filled):
+    assert ask(server, SHOW, b'{"folder": "cats"}', "application/json; charset=none")[0] == 400
 
 
 @pytest.mark.parametrize("route", [LIST, SHOW])
-def test_the_routes_are_for_posting_alone(server, route):
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"http://{server.address}{route}?folder=cats")
-    assert refused.value.code in (404, 405)
+def test_the_routes_accept_only_post(server, route):
+    assert server.request("GET", f"{route}?folder=cats")[0] in (404, 405)
 
 
-def test_every_listed_name_is_what_the_loader_understands(base):
+def test_the_loader_finds_every_listed_folder_by_its_name(base):
     for place in ("input", "input/cats", "output", "output/cats", "output/made", "listed", "listed/own/deep"):
         put(base / place)
     found, complete = folders.list_folders()
@@ -149,7 +143,16 @@ def test_every_listed_name_is_what_the_loader_understands(base):
     ]
 
 
-def test_links_to_folders_are_not_followed_and_circles_end(base):
+def test_what_the_pack_itself_has_drawn_is_not_offered_but_can_be_named(base):
+    for name in ("traintrain", "loss", "compare/styles", "loras/trained", "loras/previews", "traintrain_2"):
+        put(base / "output" / name)
+    put(base / "input" / "traintrain")
+    assert sorted(names()) == ["loras", "loras/previews", "traintrain", "traintrain_2"]
+    counts = {folder.name: (folder.count, folder.below) for folder in folders.list_folders()[0]}
+    assert counts["loras"] == (0, 1) and find_folder("loss") == base / "output" / "loss"
+
+
+def test_links_to_folders_are_not_followed_even_in_circles(base):
     put(base / "outside")
     put(base / "input" / "cats")
     (base / "input" / "cats" / "round").symlink_to(base / "input")
@@ -158,7 +161,7 @@ def test_links_to_folders_are_not_followed_and_circles_end(base):
     assert (cats.name, cats.count, cats.below, complete) == ("cats", 1, 0, True)
 
 
-def test_a_link_that_takes_the_place_of_a_listed_folder_is_refused(base):
+def test_a_link_that_replaces_a_listed_folder_is_refused(base):
     cats = put(base / "input" / "cats")
     put(base / "outside")
     assert names() == ["cats"] and folders._show("cats")["count"] == 1
@@ -167,7 +170,7 @@ def test_a_link_that_takes_the_place_of_a_listed_folder_is_refused(base):
     assert folders._show("cats") is None
 
 
-def test_a_picture_that_is_a_link_out_of_the_folders_is_not_shown(base):
+def test_an_image_that_links_out_of_the_folders_is_not_shown(base):
     cats = put(base / "input" / "cats")
     (cats / "inside.png").symlink_to(cats / "a.png")
     (cats / "outside.png").symlink_to(put(base / "outside") / "a.png")
@@ -175,7 +178,7 @@ def test_a_picture_that_is_a_link_out_of_the_folders_is_not_shown(base):
     assert len(folders._show("cats")["thumbnails"]) == 2
 
 
-def test_the_list_ends_at_its_bounds_and_says_so(base, monkeypatch):
+def test_the_list_stops_at_its_limits_and_says_that_it_is_incomplete(base, monkeypatch):
     for number in range(6):
         for depth in range(8):
             put(base / "input" / "/".join([str(number), *"abcdefgh"[:depth]]))
@@ -188,10 +191,10 @@ def test_the_list_ends_at_its_bounds_and_says_so(base, monkeypatch):
     assert names() == [".", "0"] and folders.list_folders()[1] is False
 
 
-def test_pictures_that_cannot_be_read_are_left_out_and_the_others_shown(base):
+def test_unreadable_images_are_skipped_and_the_others_shown(base):
     cats = put(base / "input" / "cats", "z.png")
     (cats / "empty.png").touch()
-    (cats / "text.jpg").write_text("no picture")
+    (cats / "text.jpg").write_text("not an image")
     (cats / "cut.jpg").write_bytes((put(cats, "whole.jpg") / "whole.jpg").read_bytes()[:300])
     CAT.save(cats / "other_decoder.png", "PPM")
     names()
@@ -199,14 +202,20 @@ def test_pictures_that_cannot_be_read_are_left_out_and_the_others_shown(base):
     assert shown["count"] == 6 and len(shown["thumbnails"]) == 2
 
 
-def test_a_picture_of_too_many_pixels_is_left_out_whatever_others_allow(base, monkeypatch):
+def test_an_image_of_too_many_pixels_is_skipped_whatever_other_packs_allow(base, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    put(base / "input" / "cats", "huge.png", Image.new("1", (10_000, 9_000)))
+    put(base / "input" / "cats", "huge.png", Image.new("1", (20_000, 9_000)))
     names()
     assert folders._show("cats") == {"count": 1, "below": 0, "thumbnails": []}
 
 
-def test_at_most_eight_are_shown_each_small_upright_and_in_its_own_brightness(base):
+def test_an_image_that_the_loader_takes_is_shown_however_large(base):
+    put(base / "input" / "cats", "large.png", Image.new("1", (10_000, 9_000)))
+    names()
+    assert [read(uri).size for uri in folders._show("cats")["thumbnails"]] == [(107, 96)]
+
+
+def test_at_most_eight_thumbnails_are_shown_small_upright_and_at_the_right_brightness(base):
     cats = base / "input" / "cats"
     gray = np.linspace(0, 65535, 300 * 451).reshape(300, 451)
     turned = Image.Exif()
@@ -218,7 +227,7 @@ def test_at_most_eight_are_shown_each_small_upright_and_in_its_own_brightness(ba
         put(cats, f"{number}.webp", CAT.resize((4000, 40)))
     names()
     small = [read(uri) for uri in folders._show("cats")["thumbnails"]]
-    assert len(small) == 8 and all(picture.height <= 96 and picture.width <= 288 for picture in small)
+    assert len(small) == 8 and all(image.height <= 96 and image.width <= 288 for image in small)
     upright, deep, floating = (np.asarray(small[place]) for place in (0, 1, 4))
     assert upright.shape == (96, 64, 3)
     assert abs(deep.mean() - 127) < 3 and abs(floating.mean() - 127) < 3

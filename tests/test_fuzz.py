@@ -1,43 +1,63 @@
-"""Bad input by a seed: a share of what `tools.fuzz` tries, and that it would see what goes wrong."""
+"""Bad input: a share of what `tools.fuzz` tries, and that it would see what goes wrong."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from pack.tools.fuzz.case import Case, Watch, run_case
-from pack.tools.fuzz.run import KINDS, try_kind
-from pack.tools.fuzz.world import World
+from conftest import HOST
+from hypothesis import strategies as st
+from pack.nodes import NODES
+from pack.tools.fuzzing.bad_graphs import prepare
+from pack.tools.fuzzing.campaign import KINDS, smallest_failure, try_kind
+from pack.tools.fuzzing.case import Case, Watch, run_case
+from pack.tools.fuzzing.sandbox import Sandbox
+from pack.tools.fuzzing.wiring import Loaded, Wired
+from pack.tools.runner import run_workflow
 
-QUICK = {
-    "captions": 13,
-    "LoRA files": 70,
-    "states": 40,
-    "node values": 70,
-    "pictures": 40,
-    "workflows": 20,
-    "routes": 50,
-}
+QUICK = {"captions": 15, "LoRA files": 70, "states": 30, "node values": 70, "images": 40, "workflows": 25, "routes": 50}
 TAKEN = {"states"}  # one that is damaged is passed over
 
 
 @pytest.fixture(scope="module")
-def world(shapes, server, tmp_path_factory) -> World:
-    return World(tmp_path_factory.mktemp("fuzz").resolve(), shapes, server)
+def sandbox(shapes, server, tmp_path_factory) -> Sandbox:
+    return Sandbox(tmp_path_factory.mktemp("fuzz").resolve(), shapes, server)
 
 
 @pytest.fixture(scope="module")
-def watch(world) -> Watch:
-    return world.watch()
+def watch(sandbox) -> Watch:
+    return sandbox.watch()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bad_input_is_refused_in_a_sentence_or_taken_and_harms_nothing(world, kind):
-    results = try_kind(world, kind, QUICK[kind], seed=1)
-    failed = [f"{result.case.name}: {result.failure}" for result in results if result.failure]
-    assert not failed, "\n".join(failed)
-    assert len(results) == QUICK[kind] and any(not result.refusal for result in results)
+def test_bad_input_is_refused_in_a_sentence_or_taken_and_harms_nothing(sandbox, kind):
+    results = try_kind(sandbox, kind, QUICK[kind], seed=1, memory=HOST / "fuzz")
+    assert not smallest_failure(results)
+    assert len(results) >= QUICK[kind] and any(not result.refusal for result in results)
     assert kind in TAKEN or any(result.refusal for result in results)
+
+
+def test_a_failure_is_shrunk_to_its_smallest_input_and_is_tried_first_the_next_time(sandbox, monkeypatch, tmp_path):
+    def raises_from(number: int) -> None:
+        if number >= 7:
+            raise KeyError(number)
+
+    numbers = st.integers(0, 10**6).map(lambda n: Case("x", str(n), (), lambda: raises_from(n)))
+    monkeypatch.setitem(KINDS, "numbers", (lambda _: numbers, 0.0))
+    (failure,) = smallest_failure(try_kind(sandbox, "numbers", 50, 1, tmp_path))
+    assert failure.startswith("x: 7: raised by accident")
+    assert try_kind(sandbox, "numbers", 50, 2, tmp_path)[0].case.name == "7"
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)
+def test_every_node_is_tried_and_runs_with_what_its_schema_says(sandbox, node):
+    """So that what is refused is the bad value and not the rest."""
+    with sandbox.in_host():
+        prepare(sandbox)
+        loaded = Loaded(sandbox)
+        with sandbox.until_first_step():
+            loaded.run(node, loaded.inputs(node))
+    run_workflow(sandbox.server, Wired(node).graph)
 
 
 def fail(error: Exception):
@@ -77,16 +97,16 @@ def test_a_refusal_that_is_no_sentence_with_a_name_is_seen(watch, error, seen):
         lambda base: (base / "input" / "link.txt").read_text(),
     ],
 )
-def test_a_file_that_is_written_outside_or_read_in_secret_is_seen(world, watch, harm):
-    (world.base / "input" / "a.txt").write_text("x")
-    link = Path(world.base / "input" / "link.txt")
+def test_a_file_that_is_written_outside_or_read_in_secret_is_seen(sandbox, watch, harm):
+    (sandbox.base / "input" / "a.txt").write_text("x")
+    link = Path(sandbox.base / "input" / "link.txt")
     link.unlink(missing_ok=True)
-    link.symlink_to(world.base / "secret" / "secret.txt")
-    assert run_case(Case("x", "x", (), lambda: harm(world.base)), watch).failure
+    link.symlink_to(sandbox.base / "secret" / "secret.txt")
+    assert run_case(Case("x", "x", (), lambda: harm(sandbox.base)), watch).failure
 
 
-def test_what_stays_inside_is_no_failure(world, watch):
-    path = world.base / "output" / "a.txt"
+def test_what_stays_inside_is_no_failure(sandbox, watch):
+    path = sandbox.base / "output" / "a.txt"
     assert run_case(Case("x", "x", (), lambda: (path.write_text("x"), path.read_text())), watch).failure == ""
 
 
@@ -96,5 +116,5 @@ def test_half_a_letter_is_named_as_it_can_be_written(watch):
 
 
 def test_what_takes_too_long_is_seen(watch, monkeypatch):
-    monkeypatch.setattr("pack.tools.fuzz.case.LIMIT", -1.0)
+    monkeypatch.setattr("pack.tools.fuzzing.case.LIMIT", -1.0)
     assert "seconds" in run_case(Case("x", "x", (), lambda: None), watch).failure

@@ -20,14 +20,15 @@ import numpy as np
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
+from pack.nodes import stopping
 from pack.nodes.progress import TrainingProgress
-from pack.nodes.train import TrainLoRA
+from pack.nodes.train_lora import TrainLoRA
 from pack.trainer.config import NetworkConfig, TrainingConfig
-from pack.trainer.data import TrainingImage
-from pack.trainer.loop import NonFiniteLoss, StopTraining
+from pack.trainer.dataset.training_image import TrainingImage
+from pack.trainer.run import NonFiniteLoss, Step
 from tiny_host import TinyHost
 
-METHODS = ["LoRA", "iLECO", "copy machine", "difference", "ADDifT"]
+METHODS = ["LoRA", "iLECO", "slider", "copy machine", "difference", "ADDifT"]
 HOOKS = [name for name in vars(torch.nn.Module()) if name.endswith("_hooks")]
 
 
@@ -69,11 +70,20 @@ def alive(tiny) -> Iterator[list[int]]:
 def in_step(patch: pytest.MonkeyPatch, tiny: TinyHost, step: int, error: Error) -> Iterator[None]:
     """As the page's buttons end a training: from what is told of each step."""
 
-    def tell(_: TrainingProgress, reached: int, *figures: float) -> None:
-        if reached == step:
+    def report(_: TrainingProgress, reached: Step) -> None:
+        if reached.number == step:
             raise error()
 
-    patch.setattr(TrainingProgress, "__call__", tell)
+    patch.setattr(TrainingProgress, "report", report)
+    yield
+
+
+@contextmanager
+def stopped_at(patch: pytest.MonkeyPatch, tiny: TinyHost, step: int) -> Iterator[None]:
+    """As Stop and keep ends a training."""
+    patch.setattr(
+        TrainingProgress, "report", lambda _, reached: stopping._running.update({"2": reached.number == step})
+    )
     yield
 
 
@@ -98,6 +108,17 @@ def _on_nth(effect: Callable, nth: int, when: Callable[[], bool]) -> Callable:
         return effect(output) if when() and len(calls) == nth else None
 
     return hook
+
+
+@contextmanager
+def in_every_layer(patch: pytest.MonkeyPatch, tiny: TinyHost, effect: Callable) -> Iterator[None]:
+    """Each time that the layer has run."""
+    layer = tiny.model.model.diffusion_model.joint_blocks[1].x_block.mlp.fc1
+    handle = layer.register_forward_hook(lambda _, inputs, output: effect(output))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def in_backward() -> bool:
@@ -141,7 +162,7 @@ ENDINGS: dict[str, tuple[Callable, type[BaseException] | None, dict[str, Any]]] 
     "done": (lambda p, t: in_step(p, t, 0, Broken), None, {}),
     "done, checkpointed, kept at each step": (lambda p, t: in_step(p, t, 0, Broken), None, CHECKPOINTED | STATE_FREE),
     "done, with samples": (lambda p, t: in_step(p, t, 0, Broken), None, {"preview": {}}),
-    "stopped": (lambda p, t: in_step(p, t, 2, StopTraining), None, {}),
+    "stopped": (lambda p, t: stopped_at(p, t, 2), None, {}),
     **{
         f"cancelled after step {step}": (lambda p, t, step=step: in_step(p, t, step, INTERRUPT), INTERRUPT, {})
         for step in (1, 2, 3)
@@ -193,12 +214,13 @@ ENDINGS: dict[str, tuple[Callable, type[BaseException] | None, dict[str, Any]]] 
         OOM,
         {},
     ),
-    "no number": (lambda p, t: in_layer(p, t, lambda output: output * float("nan"), 3), NonFiniteLoss, {}),
+    "one step of NaN": (lambda p, t: in_layer(p, t, lambda output: output * float("nan"), 3), None, {}),
+    "NaN in all steps": (lambda p, t: in_every_layer(p, t, lambda output: output * float("nan")), NonFiniteLoss, {}),
 }
 
 
 def bits(*roots: torch.nn.Module) -> dict[str, str]:
-    """A digest of the bytes of each parameter and buffer: what no file holds may be no number."""
+    """A digest of the bytes of each parameter and buffer: those that are in no file may be NaN."""
     tensors = [pair for root in roots for pair in (*root.named_parameters(), *root.named_buffers())]
     return {key: hashlib.sha1(t.detach().flatten().view(torch.uint8).numpy()).hexdigest() for key, t in tensors}
 
@@ -213,7 +235,7 @@ def traces(*roots: torch.nn.Module) -> dict[str, Any]:
         ],
         "training": [module.training for module in modules],
         "needs grad": [p.requires_grad or p.grad is not None for module in modules for p in module.parameters(False)],
-        "in_training": comfy.model_management.in_training,
+        "switches": (comfy.model_management.in_training, comfy.model_management.NUM_STREAMS),
         "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")),
         "types": (torch.get_default_dtype(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()),
         "torch's random numbers": torch.get_rng_state().tolist(),
@@ -252,7 +274,7 @@ def end(tiny: TinyHost, method: str, ending: str) -> tuple[str, bool]:
 def test_the_host_is_as_it_was(tiny, alive, ending, method):
     modules = tiny.model.model, tiny.vae.first_stage_model
     sample, before, values = tiny.sample(), everywhere(tiny), bits(*modules)
-    assert not before["in_training"] and not any(before["hooks"])  # an earlier training would have left it, too
+    assert not before["switches"][0] and not any(before["hooks"])  # an earlier training would have left it, too
     arrived, as_expected = end(tiny, method, ending)
     assert as_expected, arrived
     now = everywhere(tiny)
@@ -264,7 +286,7 @@ def test_the_host_is_as_it_was(tiny, alive, ending, method):
     assert alive[-1] == alive[-2]
 
 
-def test_weights_that_a_loader_left_to_learn_are_not_trained_and_left_so(tiny):
+def test_weights_that_a_loader_left_trainable_are_not_trained_and_left_so(tiny):
     weights = list(tiny.model.model.parameters())
     learning = [weight for weight in weights if weight.is_floating_point() and not weight.is_inference()]
     for weight in learning:
@@ -278,7 +300,7 @@ def test_weights_that_a_loader_left_to_learn_are_not_trained_and_left_so(tiny):
         weight.requires_grad_(False)
 
 
-TWENTY = """
+SEVERAL = """
 import gc, sys
 from pathlib import Path
 import conftest, folder_paths, torch
@@ -289,7 +311,7 @@ from tiny_host import TinyHost
 torch.set_num_threads(1)
 folder_paths.output_directory = sys.argv[1]
 tiny = TinyHost(Path(sys.argv[1]))
-for training in range(30):
+for training in range(10 + int(sys.argv[2])):
     if training == 10:
         before = memory(), tensors()
     tiny.train(METHODS[training % 5], seed=training, preview=tiny.preview())
@@ -298,9 +320,9 @@ print(*before, *after)
 """
 
 
-def test_twenty_trainings_in_a_row_leave_no_more_memory_than_none(tmp_path):
-    """After ten more, in which the host and torch build up what they keep for good."""
-    code = [sys.executable, "-c", TWENTY, str(tmp_path)]
+def test_trainings_in_a_row_leave_no_more_memory_than_none(tmp_path, is_long):
+    """After ten others, in which the host and torch build up what they keep for good."""
+    code = [sys.executable, "-c", SEVERAL, str(tmp_path), str(20 if is_long else 10)]
     done = subprocess.run(code, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     memory, tensors, memory_after, tensors_after = map(int, done.stdout.split()[-4:])
     assert tensors_after == tensors

@@ -13,14 +13,16 @@ import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
 from pack.nodes import host
-from pack.tools.shapes.train import pixels
-from pack.tools.shapes.world import random_scene
+from pack.tools.shapes.scenes import random_scene
+from pack.tools.shapes.train_shapes import pixels
 from pack.trainer.blocks import choose_layers
 from pack.trainer.config import NETWORK_TYPES, NetworkConfig, TrainingConfig
-from pack.trainer.data import TrainingExample, draw_batches
-from pack.trainer.files import save_lora
+from pack.trainer.dataset.batches import draw_batches
+from pack.trainer.lora_file import save_lora
 from pack.trainer.methods.denoise import Denoise
 from pack.trainer.network import LoRANetwork
+from pack.trainer.training_example import TrainingExample
+from train_job import train_job
 
 CAPTIONS = ["a red circle", "blue square", "a green triangle on a black background", "yellow"]
 
@@ -37,28 +39,15 @@ def examples(shapes) -> list[TrainingExample]:
 
 
 def run_training(
-    model, examples, on_step=lambda *_: None, network=NetworkConfig(rank=4), keep=lambda *_: None, **settings
+    model, examples, on_step=lambda _: None, network=NetworkConfig(rank=4), save=lambda _: None, **settings
 ):
     config = TrainingConfig(**{"steps": 4, "batch_size": 2, "learning_rate": 1e-3, "seed": 5, **settings})
     batches = draw_batches(
         [e.latent.shape for e in examples], config.batch_size, torch.Generator().manual_seed(config.seed)
     )
     with torch.inference_mode():
-        training = host.Training(model, network, config, Denoise(examples, batches, config), {})
-        return host.train_lora(training, Watched(on_step), keep)
-
-
-class Watched:
-    """A Progress that calls a function."""
-
-    def __init__(self, on_step):
-        self.on_step = on_step
-
-    def begin(self, *_):
-        pass
-
-    def __call__(self, *figures):
-        self.on_step(*figures)
+        job = host.Job(model, network, config, Denoise(examples, batches, config), {})
+        return train_job(job, on_step, save)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +68,8 @@ def sample(model, prompts, steps: int = 4) -> torch.Tensor:
 
 
 def everything(shapes) -> dict[str, torch.Tensor]:
-    """The bytes of all parameters and buffers of MODEL, CLIP and VAE: what no file holds, as a CLIP's text projection, may
-    be no number."""
+    """The bytes of all parameters and buffers of MODEL, CLIP and VAE: those that are in no file, such as a CLIP's text projection,
+    may be NaN."""
     model, clip, vae = shapes
     modules = {"model": model.model, "clip": clip.cond_stage_model, "vae": vae.first_stage_model}
     return {
@@ -111,8 +100,8 @@ class Broken(Exception):
 
 
 def raise_at(step, error):
-    def on_step(reached, *_):
-        if reached == step:
+    def on_step(reached):
+        if reached.number == step:
             raise error
 
     return on_step
@@ -146,7 +135,7 @@ def raise_in_hook(*_):
 
 
 def test_four_captions_in_a_batch_are_four_single_predictions(shapes, examples):
-    with host.open_training(shapes[0], False) as (denoiser, _), torch.no_grad():
+    with host.open_model(shapes[0]) as (denoiser, _), torch.no_grad():
         x0 = torch.stack([e.latent for e in examples])
         sigma = torch.tensor([0.1, 1.0, 4.0, 14.0])
         x_t = denoiser.add_noise(x0, torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)), sigma)
@@ -162,7 +151,7 @@ def test_captions_of_unequal_length_keep_their_places_in_the_batch(shapes, examp
     long = host.HostTextEncoder(shapes[1]).encode(["a red circle, " * 60])[0]
     assert long[0].shape[1] > examples[0].conditioning[0].shape[1] * 2
     conditions = [examples[0].conditioning, long, examples[1].conditioning]
-    with host.open_training(shapes[0], False) as (denoiser, _), torch.no_grad():
+    with host.open_model(shapes[0]) as (denoiser, _), torch.no_grad():
         x_t, sigma = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 2.0, 3.0])
         together = denoiser.predict(x_t, sigma, conditions)
         single = [denoiser.predict(x_t[i : i + 1], sigma[i : i + 1], [conditions[i]]) for i in range(3)]
@@ -172,7 +161,7 @@ def test_captions_of_unequal_length_keep_their_places_in_the_batch(shapes, examp
 def test_the_prediction_is_the_networks_own_output_for_sd1(shapes, examples):
     """eps(x_t / sqrt(1 + sigma^2), t), straight from the U-Net, at the sigmas of SD1's published schedule."""
     alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
-    with host.open_training(shapes[0], False) as (denoiser, unet), torch.no_grad():
+    with host.open_model(shapes[0]) as (denoiser, unet), torch.no_grad():
         t = torch.tensor([10.0, 500.0, 999.0])
         sigma = denoiser.sigma_at(t)
         torch.testing.assert_close(sigma.double(), ((1 - alphas) / alphas).sqrt()[t.long()], rtol=1e-4, atol=1e-5)
@@ -224,9 +213,9 @@ def test_the_model_out_of_training_predicts_as_the_network_did_in_training(shape
     lora, _ = run_training(model, examples, network=config, steps=10, learning_rate=1e-2)
     x_t, sigma = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 5.0])
     conditions = [e.conditioning for e in examples[:2]]
-    with host.open_training(host.with_lora(model, lora), False) as (denoiser, _), torch.no_grad():
+    with host.open_model(host.with_lora(model, lora)) as (denoiser, _), torch.no_grad():
         merged = denoiser.predict(x_t, sigma, conditions)
-    with host.open_training(model, False) as (denoiser, layers), torch.no_grad():
+    with host.open_model(model) as (denoiser, layers), torch.no_grad():
         bare = denoiser.predict(x_t, sigma, conditions)
         network = LoRANetwork.create(choose_layers(layers, config), config, host.lora_key_of(model), seed=5)
         fill(network, lora)
@@ -243,18 +232,18 @@ def fill(network: LoRANetwork, lora: dict[str, torch.Tensor]) -> None:
         parameter.data = tensor.clone()
 
 
-def test_what_a_stopped_training_has_learned_is_kept(shapes, examples):
-    kept = []
+def test_what_a_stopped_training_has_learned_is_saved(shapes, examples):
+    saved = []
     with pytest.raises(InterruptProcessingException):
         run_training(
             shapes[0],
             examples,
             raise_at(2, InterruptProcessingException()),
             steps=9,
-            keep=lambda *what: kept.append(what),
+            save=lambda session: saved.append((session.lora(), session.history, session.state())),
         )
-    ((lora, history, state, milestone),) = kept
-    assert lora.metadata["ss_seed"] == "5" and len(history) == 2 and not milestone
+    ((lora, history, state),) = saved
+    assert lora.metadata["ss_seed"] == "5" and lora.metadata["traintrain_step"] == "2" and len(history) == 2
     assert (state["losses"], state["learning_rates"]) == (history.losses, history.learning_rates)
     assert all(lora[key].any() for key in lora if key.endswith("lora_up.weight"))
 
@@ -286,7 +275,7 @@ def test_a_lora_of_another_model_is_refused(shapes, examples):
         host.with_lora(shapes[0], alien)
 
 
-def test_a_picture_that_is_no_multiple_of_eight_is_refused_by_size(shapes):
+def test_an_image_size_that_is_not_a_multiple_of_eight_is_refused(shapes):
     model, _, vae = shapes
     with pytest.raises(ValueError, match="60x64.*multiples of 8"):
         host.encode_images(vae, model, [torch.zeros(64, 60, 3), torch.zeros(64, 64, 3)])
@@ -302,3 +291,11 @@ def test_each_caption_is_encoded_once(shapes):
     finally:
         del clip.encode_from_tokens_scheduled
     assert len(calls) == 2 and encoded[0] is encoded[2] and not encoded[0][0].is_inference()
+
+
+def test_streamed_weights_have_no_buffers_that_a_later_layer_uses_again(shapes, monkeypatch):
+    """Where weights stay in main memory, each cast must be a tensor of its own until the backward pass has used it."""
+    monkeypatch.setattr(comfy.model_management, "NUM_STREAMS", 2)
+    with host.open_model(shapes[0]):
+        assert comfy.model_management.get_offload_stream(torch.device("cuda")) is None
+    assert comfy.model_management.NUM_STREAMS == 2

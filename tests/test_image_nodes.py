@@ -1,8 +1,7 @@
-"""The two nodes: what they declare, what they hand on, and which folders they may read."""
+"""The image nodes: what they declare and what they output."""
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import folder_paths
@@ -10,29 +9,18 @@ import numpy as np
 import pytest
 import torch
 from comfy_api.latest import io
-from pack.nodes.images import BucketImages, LoadImageFolder, find_folder
+from conftest import ROOT
+from pack.nodes.bucket_images import BucketImages
+from pack.nodes.load_image_folder import LoadImageFolder
 from PIL import Image
 from skimage import data
 
-ROOT = Path(__file__).resolve().parent.parent
 CAT = data.chelsea()[80:180, 120:280]  # 100 x 160 x 3
-
-
-@pytest.fixture
-def base(tmp_path, monkeypatch):
-    """Give the host input, output and one listed folder in a new place, with a folder outside of them."""
-    for name in ("input", "output", "listed", "outside"):
-        (tmp_path / name / "cats").mkdir(parents=True)
-    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    extra = folder_paths.folder_names_and_paths | {"training_images": ([str(tmp_path / "listed")], set())}
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", extra)
-    return tmp_path
 
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path, monkeypatch) -> Path:
-    """Give the host a temporary folder for what nodes show."""
+    """Give the host a temporary folder for node previews."""
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
     return tmp_path / "temp"
 
@@ -44,33 +32,43 @@ def write_cats(folder: Path) -> None:
     (folder / "cat.txt").write_text("a cat")
 
 
+SIZES = {"width": 64, "height": 64, "buckets_step": 16, "min_length": 32, "max_ratio": 2.0, "sub_image_num": 0}
+SIZES |= {"mirroring": False, "disable_upscale": False}
+
+
 def bucket(images: list[torch.Tensor], captions: list[str], **changed: object) -> tuple:
     return run_buckets(images, captions, **changed).args
 
 
 def run_buckets(images: list[torch.Tensor], captions: list[str], **changed: object) -> io.NodeOutput:
     """Run the node as the host does: every input is a list."""
-    values = {"width": 64, "height": 64, "buckets_step": 16, "min_length": 32, "max_ratio": 2.0, "sub_image_num": 0}
-    values |= {"mirroring": False, "disable_upscale": False, "repeats": 1}
+    values = {**SIZES, "repeats": 1}
     wired = {name: changed.pop(name) for name in ("masks", "names") if name in changed}
     return BucketImages.execute(images, captions, **{k: [v] for k, v in (values | changed).items()}, **wired)
 
 
-def test_the_nodes_declare_the_agreed_inputs_and_outputs_in_order():
-    folder, frames = LoadImageFolder.GET_SCHEMA(), BucketImages.GET_SCHEMA()
+def test_the_nodes_declare_their_inputs_and_outputs_in_order():
+    folder, buckets = LoadImageFolder.GET_SCHEMA(), BucketImages.GET_SCHEMA()
     assert (folder.node_id, folder.display_name) == ("TrainTrain_LoadImageFolder", "Load Image Folder")
-    assert (frames.node_id, frames.display_name) == ("TrainTrain_BucketImages", "Bucket Images")
-    assert [i.id for i in folder.inputs] == ["folder", "include_subfolders", "captions", "trigger_word"]
+    assert (buckets.node_id, buckets.display_name) == ("TrainTrain_BucketImages", "Bucket Images")
+    assert [i.id for i in folder.inputs] == [
+        "folder",
+        "include_subfolders",
+        "captions",
+        "trigger_word",
+        "kohya_folders",
+        "caption_lines",
+    ]
     assert [(o.id, o.io_type, o.is_output_list) for o in folder.outputs][:3] == [
         ("images", "IMAGE", True),
         ("masks", "MASK", True),
         ("captions", "STRING", True),
     ]
-    assert " ".join(i.id for i in frames.inputs) == (
+    assert " ".join(i.id for i in buckets.inputs) == (
         "images captions masks width height buckets_step min_length max_ratio sub_image_num mirroring disable_upscale"
-        " repeats names"
+        " repeats names max_length"
     )
-    assert [(o.id, o.io_type, o.is_output_list) for o in frames.outputs] == [
+    assert [(o.id, o.io_type, o.is_output_list) for o in buckets.outputs] == [
         ("training_images", "TRAINING_IMAGES", False),
         ("preview", "IMAGE", False),
         ("report", "STRING", False),
@@ -78,7 +76,7 @@ def test_the_nodes_declare_the_agreed_inputs_and_outputs_in_order():
 
 
 @pytest.mark.parametrize("node", [LoadImageFolder, BucketImages])
-def test_every_input_and_output_explains_itself_and_the_node_has_a_help_page(node):
+def test_every_input_and_output_has_a_tooltip_and_a_place_in_the_help_page(node):
     schema = node.GET_SCHEMA()
     schema.validate()
     assert schema.category == "TrainTrain" and schema.description and schema.search_aliases
@@ -87,112 +85,102 @@ def test_every_input_and_output_explains_itself_and_the_node_has_a_help_page(nod
     assert all(f"`{end.id}`" in page for end in [*schema.inputs, *schema.outputs])
 
 
-def test_the_loader_hands_on_batches_of_one_with_masks_captions_and_names(base):
-    write_cats(base / "input" / "cats" / "deep")
-    images, masks, captions, names = LoadImageFolder.execute("cats", True, "caption file", "sks").args
+def test_the_loader_outputs_batches_of_one_with_masks_captions_and_names(base):
+    write_cats(base / "input" / "kittens" / "deep")
+    images, masks, captions, names, repeats = LoadImageFolder.execute("kittens", True, "caption file", "sks").args
     assert [tuple(image.shape) for image in images] == [(1, 100, 160, 3)] * 2
     assert np.array_equal((images[1][0] * 255).round().numpy(), CAT)
     assert masks[0].shape == (1, 100, 160) and masks[0].min() == 1
     assert np.array_equal((masks[1][0] * 255).round().numpy(), CAT[:, :, 0])
     assert captions == ["sks, a cat", "sks"] and names == ["deep/cat.png", "deep/masked.webp"]
+    assert repeats == [1, 1]
 
 
-def test_what_the_loader_gives_becomes_training_images_a_preview_and_a_report(base):
-    write_cats(base / "input" / "cats")
-    images, masks, captions, names = LoadImageFolder.execute("cats", True, "caption file", "").args
+def test_the_fingerprint_changes_with_a_caption_and_never_fails(base):
+    write_cats(base / "input" / "kittens")
+    constants = {"folder": "kittens", "include_subfolders": True, "captions": "caption file", "trigger_word": ""}
+    before = LoadImageFolder.fingerprint_inputs(**constants)
+    assert before == LoadImageFolder.fingerprint_inputs(**constants)
+    (base / "input" / "kittens" / "cat.txt").write_text("another cat")
+    assert before != LoadImageFolder.fingerprint_inputs(**constants)
+    for folder in (None, "", "nowhere", "/etc"):
+        assert LoadImageFolder.fingerprint_inputs(**constants | {"folder": folder}) == ""
+
+
+def test_loaded_images_become_training_images_a_preview_and_a_report(base):
+    write_cats(base / "input" / "kittens")
+    images, masks, captions, names, _ = LoadImageFolder.execute("kittens", True, "caption file", "").args
     training_images, preview, report = bucket(images, captions, masks=masks, names=names, mirroring=True, repeats=3)
-    assert [(i.frame, i.caption, i.mirrored, i.repeats) for i in training_images] == [
+    assert [(i.resolution, i.caption, i.mirrored, i.repeats) for i in training_images] == [
         ((64, 48), "a cat", False, 3),
         ((64, 48), "a cat", True, 3),
         ((64, 48), "", False, 3),
         ((64, 48), "", True, 3),
     ]
     assert preview.shape[0] == 1 and preview.shape[3] == 3
-    assert "64x48, 4 images (2 mirrored): cat.png, masked.webp" in report
+    assert "64x48 (0.00 MP), 4 images (2 mirrored): cat.png, masked.webp" in report
 
 
-def test_the_contact_sheet_is_shown_on_the_node_as_it_is_handed_on(temporary):
+def test_the_report_counts_the_images_of_the_folder_that_are_not_read(base):
+    write_cats(base / "input" / "kittens")
+    for name in ("a.heic", "b.heic", "c.jxl"):
+        (base / "input" / "kittens" / name).touch()
+    images, masks, captions, names, _ = LoadImageFolder.execute("kittens", True, "caption file", "").args
+    for left in (images, [image.clone() for image in images]):
+        _, _, report = bucket(left, captions, masks=masks, names=names)
+        assert report.splitlines()[-1].endswith("kittens' (save them as PNG or JPEG): 2 heic, 1 jxl")
+
+
+def test_with_a_maximum_length_a_wide_image_goes_beyond_the_width():
+    training_images, _, report = bucket(
+        [torch.rand(1, 90, 160, 3)], ["a"], width=1024, height=1024, max_length=1536, buckets_step=64, min_length=512
+    )
+    assert training_images[0].resolution == (1344, 768) and "1344x768 (1.03 MP), 1 image" in report
+
+
+def test_repeats_of_folders_reach_each_image_and_the_report_offers_them(base):
+    write_cats(base / "input" / "set" / "10_ohwx cat")
+    write_cats(base / "input" / "set" / "3_hat")
+    images, _, captions, names, _ = folder(False)
+    *_, report = bucket(images, captions, names=names)
+    assert "in folders named like kohya's" in report and "10_ohwx cat/cat.png" in report.splitlines()[-1]
+    images, _, captions, names, repeats = folder(True)
+    values = {"images": images, "captions": captions, "names": names, "repeats": repeats}
+    assert captions == ["a cat", "hat", "a cat", "ohwx cat"]
+    sizes = {name: [side] for name, side in SIZES.items()}
+    training_images, _, report = BucketImages.execute(**values, **sizes).args
+    assert [image.repeats for image in training_images] == [3, 3, 10, 10]
+    assert "26 per epoch" in report and "kohya" not in report
+    with pytest.raises(ValueError, match=r"The number of repeats \(3\) must match the number of images \(4\)"):
+        BucketImages.execute(**values | {"repeats": [1, 2, 3]}, **sizes)
+    with pytest.raises(ValueError, match="repeats is 0. Set it to a value from 1 to 1000"):
+        BucketImages.execute(**values | {"repeats": [1, 2, 0, 4]}, **sizes)
+
+
+def folder(kohya: bool) -> tuple:
+    return LoadImageFolder.execute("set", True, "caption file", "", kohya).args
+
+
+def test_the_node_shows_the_contact_sheet_that_it_outputs(temporary):
     output = run_buckets([torch.rand(3, 80, 64, 3)], ["a"])
     (shown,) = output.ui.as_dict()["images"]
     assert shown["type"] == "temp"
-    picture = np.asarray(Image.open(temporary / shown["subfolder"] / shown["filename"]))
-    assert np.array_equal(picture, (output.args[1][0] * 255).round().byte().numpy())
+    saved = np.asarray(Image.open(temporary / shown["subfolder"] / shown["filename"]))
+    assert np.array_equal(saved, (output.args[1][0] * 255).round().byte().numpy())
 
 
-def test_batches_of_pictures_are_taken_apart_and_a_fourth_channel_is_left_out():
+def test_batches_of_images_are_split_and_a_fourth_channel_is_dropped():
     training_images, _, _ = bucket([torch.rand(3, 64, 64, 4), torch.rand(1, 64, 64, 3)], list("abcd"))
     assert [image.caption for image in training_images] == list("abcd")
     assert all(image.pixels.shape == (64, 64, 3) for image in training_images)
 
 
-def test_pictures_made_under_inference_mode_can_be_bucketed():
+def test_images_made_in_inference_mode_can_be_bucketed():
     with torch.inference_mode():
         training_images, _, _ = bucket([torch.rand(1, 80, 70, 3)], ["a"], masks=[torch.rand(1, 80, 70)], mirroring=True)
     assert len(training_images) == 2
 
 
-def test_a_frame_that_is_no_multiple_of_eight_is_named_by_the_node():
+def test_a_width_that_is_not_a_multiple_of_eight_is_an_error():
     with pytest.raises(ValueError, match="width 60 must be a multiple of 8"):
         bucket([torch.rand(1, 64, 64, 3)], ["a"], width=60)
-
-
-@pytest.mark.parametrize("name", ["cats", " cats ", "./cats", "cats/../cats", "{base}/input/cats", "../input/cats"])
-def test_a_name_is_looked_up_in_the_input_folder_first(base, name):
-    assert find_folder(name.format(base=base)) == base / "input" / "cats"
-
-
-def test_the_output_folder_and_listed_folders_may_be_read_too(base):
-    (base / "output" / "made").mkdir()
-    (base / "listed" / "own").mkdir()
-    assert find_folder("made") == base / "output" / "made"
-    assert find_folder("own") == base / "listed" / "own"
-    assert find_folder(str(base / "listed")) == base / "listed"
-    assert find_folder("../output/cats") == base / "output" / "cats"
-
-
-OUTSIDE = ["{base}/outside/cats", "../outside/cats", "cats/../../outside", "..", "/", "link", "/etc"]
-
-
-@pytest.mark.parametrize("name", OUTSIDE)
-def test_any_other_folder_is_refused_with_the_way_to_allow_it(base, name):
-    (base / "input" / "link").symlink_to(base / "outside" / "cats")
-    with pytest.raises(ValueError, match="may not be read.*'training_images' in extra_model_paths.yaml"):
-        find_folder(name.format(base=base))
-
-
-def test_a_folder_beside_input_whose_name_begins_alike_is_refused(base):
-    (base / "input_private").mkdir()
-    with pytest.raises(ValueError, match="may not be read"):
-        find_folder("../input_private")
-
-
-def test_a_missing_or_empty_name_says_so(base):
-    with pytest.raises(ValueError, match=f"There is no folder 'dogs'; looked for {base}/input/dogs, "):
-        find_folder("dogs")
-    with pytest.raises(ValueError, match="No folder is named"):
-        find_folder("  ")
-
-
-def test_without_listed_folders_input_and_output_still_work(base, monkeypatch):
-    remaining = {k: v for k, v in folder_paths.folder_names_and_paths.items() if k != "training_images"}
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", remaining)
-    assert find_folder("cats") == base / "input" / "cats"
-
-
-def test_the_fingerprint_changes_with_a_caption_and_never_fails(base):
-    write_cats(base / "input" / "cats")
-    constants = {"folder": "cats", "include_subfolders": True, "captions": "caption file", "trigger_word": ""}
-    before = LoadImageFolder.fingerprint_inputs(**constants)
-    assert before == LoadImageFolder.fingerprint_inputs(**constants)
-    (base / "input" / "cats" / "cat.txt").write_text("another cat")
-    assert before != LoadImageFolder.fingerprint_inputs(**constants)
-    for folder in (None, "", "nowhere", "/etc"):
-        assert LoadImageFolder.fingerprint_inputs(**constants | {"folder": folder}) == ""
-
-
-@pytest.mark.parametrize("module", sorted((ROOT / "trainer").rglob("*.py")), ids=lambda path: path.stem)
-def test_the_trainer_imports_neither_host_nor_nodes(module):
-    tree = ast.parse(module.read_text(encoding="utf-8"))
-    imported = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    imported += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    assert not [name for name in imported if name.split(".")[0] in ("comfy", "comfy_api", "folder_paths", "nodes")]

@@ -22,16 +22,19 @@ FIRST, NODE = 1_000_000, "3"  # steps of the training in front; the id of the tr
 
 def graph(seed: int, steps: int) -> dict:
     """A training from words alone, and what saves its LoRA."""
-    encode = {"class_type": "CLIPTextEncode", "inputs": {"text": "red", "clip": ["1", 1]}}
+    red, blue = (
+        {"class_type": "CLIPTextEncode", "inputs": {"text": word, "clip": ["1", 1]}} for word in ("red", "blue")
+    )
     sizes = {"width": 64, "height": 64, "denoise_steps": 0, "guidance": 0.0}
     training = {"steps": steps, "batch_size": 1, "learning_rate": 1e-4, "seed": seed}
-    inputs = {"model": ["1", 0], "original": ["2", 0], "target": ["2", 0], **sizes, **training}
+    inputs = {"model": ["1", 0], "original": ["2", 0], "target": ["5", 0], **sizes, **training}
     saving = {"lora": [NODE, 1], "name": f"load_{seed}", "save_precision": "fp16", "strength": 1.0, "overwrite": True}
     return {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "shapes.safetensors"}},
-        "2": encode,
+        "2": red,
         NODE: {"class_type": "TrainTrain_TrainILECO", "inputs": inputs},
         "4": {"class_type": "TrainTrain_SaveLoRA", "inputs": saving},
+        "5": blue,
     }
 
 

@@ -1,16 +1,26 @@
-"""The pack and its help in Japanese and Chinese: nothing is missing or left in English, and ComfyUI's page shows it."""
+"""The translations of the nodes and of their help: complete, up to date with the schemas, and shown by ComfyUI's page."""
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
-from conftest import ROOT
-from pack.tools.locales import LOCALES, NODE_DEFS, node_defs, to_text
+from pack.nodes import NODES
+from pack.tools.locales import (
+    DOCS,
+    LANGUAGES,
+    LOCALES,
+    NODE_DEFS,
+    Translations,
+    filled_pages,
+    flatten,
+    node_defs,
+    page_path,
+    read_definitions,
+    read_source,
+    to_text,
+)
 
-TRANSLATIONS = ["ja", "zh"]
-DOCS = ROOT / "web" / "docs"
 PAGES = sorted(path.stem for path in DOCS.glob("TrainTrain_*.md"))
 THEIR_SCRIPT = re.compile("[\u3041-\u30ff\u4e00-\u9fff]")
 ENGLISH_SENTENCE = re.compile(r"(?:\b[a-z']{2,} ){3,}[a-z']{2,}")
@@ -25,18 +35,6 @@ WORDS |= {"third": {"3"}, "quarter": {"4"}, "eighth": {"8"}, "tenth": {"10"}, "h
 WORDS |= {"fifteen": {"15"}, "twenty": {"20"}, "thirty": {"30"}, "forty": {"40"}}
 COUNTERS = {"1", "2"}
 SPECIAL_TO_THE_PAGE = set("{}@|")  # its translator would take them for its own
-
-
-def read(locale: str) -> dict[str, dict]:
-    return json.loads((LOCALES / locale / NODE_DEFS).read_text(encoding="utf-8"))
-
-
-def texts(definitions: dict, path: str = "") -> dict[str, str]:
-    """Return all texts by their place: "TrainTrain_TrainLoRA/inputs/steps/tooltip"."""
-    flat = {}
-    for key, value in definitions.items():
-        flat |= texts(value, f"{path}{key}/") if isinstance(value, dict) else {path + key: value}
-    return flat
 
 
 def wrong_numbers(english: str, translated: str) -> set[str]:
@@ -79,42 +77,79 @@ def speak(page):
     switch("en")
 
 
-def test_the_english_file_is_what_the_nodes_say(server):
-    written = (LOCALES / "en" / NODE_DEFS).read_text(encoding="utf-8")
-    assert written == to_text(node_defs(server.get("/object_info"))), "run python -m tools.locales"
+@pytest.fixture(scope="module")
+def english() -> dict[str, dict]:
+    """What the schemas say."""
+    return node_defs({info["name"]: info for info in (node.GET_NODE_INFO_V1() for node in NODES)})
 
 
-@pytest.mark.parametrize("locale", TRANSLATIONS)
-def test_a_translation_has_every_text(locale):
-    translated = texts(read(locale))
-    assert list(translated) == list(texts(read("en")))
-    assert [place for place, text in translated.items() if not text.strip()] == []
+@pytest.mark.parametrize("locale", LANGUAGES)
+def test_the_translations_are_complete_and_up_to_date_with_the_schemas(english, locale):
+    source = read_source(locale)
+    translations = Translations(source)
+    definitions = translations.definitions(english)
+    hint = "run python -m tools.locales and translate what it prints"
+    assert [place for place, text in flatten(definitions).items() if not text.strip()] == [], hint
+    assert translations.used() == source, hint
+    assert (LOCALES / locale / NODE_DEFS).read_text(encoding="utf-8") == to_text(definitions), hint
 
 
-@pytest.mark.parametrize("locale", TRANSLATIONS)
+@pytest.mark.parametrize("locale", ["en", *LANGUAGES])
+def test_the_help_pages_list_the_inputs_of_the_schemas(english, locale):
+    filled = list(filled_pages(english, english if locale == "en" else read_definitions(locale), locale))
+    assert len(filled) == len(PAGES)
+    assert [str(path) for path, text in filled if path.read_text(encoding="utf-8") != text] == []
+
+
+@pytest.mark.parametrize("locale", LANGUAGES)
+def test_a_new_method_needs_only_its_own_name_and_description(english, locale):
+    """Its common inputs name other numbers than those of any method: the preset's."""
+    nodes = [english["TrainTrain_TrainILECO"], english["TrainTrain_TrainCopyMachine"]]
+    inputs = {name: slot for name, slot in nodes[0]["inputs"].items() if name in nodes[1]["inputs"]}
+    other = {n: {**slot, "tooltip": re.sub(r"\d+", "77", slot["tooltip"])} for n, slot in inputs.items()}
+    toy = {"display_name": "Train Toy", "description": "A toy.", "inputs": other, "outputs": nodes[0]["outputs"]}
+    translated = Translations(read_source(locale)).definitions({"TrainTrain_TrainToy": toy})["TrainTrain_TrainToy"]
+    missing = [place for place, text in flatten(translated).items() if not text]
+    assert missing == ["display_name", "description"], "write {part} for what differs between the methods"
+    assert {"network", "settings", "steps", "learning_rate"} <= set(inputs)
+
+
+def test_a_part_of_a_text_is_translated_itself_or_is_one_word():
+    texts = {
+        "{rate} is usual.": "{rate} va bene.",
+        "Size. {advice} Lower if burnt.": "Misura. {advice} Meno se brucia.",
+    }
+    translations = Translations({"names": {"steps": "passi", "Preview.steps": "passi del campione"}, "texts": texts})
+    assert translations.text("Size. 1e-4 is usual. Lower if burnt.") == "Misura. 1e-4 va bene. Meno se brucia."
+    assert translations.text("Size. Half of it. Lower if burnt.") == ""
+    names = [translations.name(f"TrainTrain_{node}", "steps") for node in ("Train", "Preview")]
+    assert names == ["passi", "passi del campione"]
+
+
+@pytest.mark.parametrize("locale", LANGUAGES)
 def test_nothing_is_left_in_english(locale):
-    sentences = {place: text for place, text in texts(read(locale)).items() if not place.endswith("/name")}
+    sentences = {p: text for p, text in flatten(read_definitions(locale)).items() if not p.endswith("/name")}
     assert [place for place, text in sentences.items() if not THEIR_SCRIPT.search(text)] == []
     assert [place for place, text in sentences.items() if ENGLISH_SENTENCE.search(text)] == []
 
 
-@pytest.mark.parametrize("locale", TRANSLATIONS)
-def test_no_number_is_lost_in_translation(locale):
-    english, translated = texts(read("en")), texts(read(locale))
-    wrong = {place: wrong_numbers(text, translated[place]) for place, text in english.items()}
+@pytest.mark.parametrize("locale", LANGUAGES)
+def test_no_number_is_lost_in_translation(english, locale):
+    translated = flatten(read_definitions(locale))
+    wrong = {place: wrong_numbers(text, translated[place]) for place, text in flatten(english).items()}
     assert {place: numbers for place, numbers in wrong.items() if numbers} == {}
 
 
-@pytest.mark.parametrize("locale", ["en", *TRANSLATIONS])
+@pytest.mark.parametrize("locale", LANGUAGES)
 def test_no_text_has_what_the_page_would_not_show(locale):
-    assert [place for place, text in texts(read(locale)).items() if SPECIAL_TO_THE_PAGE & set(text)] == []
+    assert [p for p, text in flatten(read_definitions(locale)).items() if SPECIAL_TO_THE_PAGE & set(text)] == []
 
 
-@pytest.mark.parametrize("locale", TRANSLATIONS)
+@pytest.mark.parametrize("locale", LANGUAGES)
 def test_the_page_speaks_the_users_language(page, speak, canvas, locale):
-    said = read(locale)["TrainTrain_TrainLoRA"]
+    said = read_definitions(locale)["TrainTrain_TrainLoRA"]
     speak(locale)
-    page.load_template("train_lora")
+    page.load_template("1_Train_a_LoRA")
     node = page.find("TrainTrain_TrainLoRA")
     assert node.evaluate("(node) => node.title") == said["display_name"]
     slot = node.evaluate("(node) => node.inputs.find((input) => input.name === 'training_images').localized_name")
@@ -127,13 +162,12 @@ def test_the_page_speaks_the_users_language(page, speak, canvas, locale):
         page.page.get_by_text(label, exact=True).first.wait_for(timeout=10000)
 
 
-@pytest.mark.parametrize("locale", TRANSLATIONS)
+@pytest.mark.parametrize("locale", LANGUAGES)
 @pytest.mark.parametrize("name", PAGES)
 def test_a_help_page_says_line_by_line_what_the_english_one_says(name, locale):
-    english = (DOCS / f"{name}.md").read_text(encoding="utf-8")
-    translated = (DOCS / name / f"{locale}.md").read_text(encoding="utf-8")
+    english, translated = (page_path(name, language).read_text(encoding="utf-8") for language in ("en", locale))
     assert shape(translated) == shape(english)
-    assert translated.startswith(f"# {read(locale)[name]['display_name']}\n")
+    assert translated.startswith(f"# {read_definitions(locale)[name]['display_name']}\n")
     lines = list(zip(english.splitlines(), translated.splitlines()))
     assert [theirs for ours, theirs in lines if wrong_numbers(ours, theirs)] == []
     assert [theirs for _, theirs in lines if ENGLISH_SENTENCE.search(PROMPT.sub("", theirs))] == []
@@ -143,8 +177,8 @@ def test_a_help_page_says_line_by_line_what_the_english_one_says(name, locale):
 
 def test_the_page_shows_the_help_of_the_users_language(page, speak):
     speak("zh")
-    page.load_template("train_lora")
+    page.load_template("1_Train_a_LoRA")
     page.find("TrainTrain_BucketImages").evaluate("(node) => app.canvas.selectNode(node)")
     page.page.get_by_test_id("info-button").click()
-    title = read("zh")["TrainTrain_BucketImages"]["display_name"]
+    title = read_definitions("zh")["TrainTrain_BucketImages"]["display_name"]
     page.page.get_by_role("heading", name=title, level=1).wait_for(timeout=10000)

@@ -7,10 +7,12 @@ import json
 import pytest
 import torch
 from pack.trainer.config import NetworkConfig, TrainingConfig
-from pack.trainer.files import LoRAWeights, file_metadata, load_lora, save_lora, tag_frequency, training_metadata
+from pack.trainer.lora_file import LoRAWeights, load_lora, save_lora
+from pack.trainer.lora_metadata import file_metadata, tag_frequency, training_metadata
 from safetensors.torch import load_file, save_file
 
 KEY = "lora_unet_middle_block_1_proj_in"
+HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 TEXT_KEY = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
 
 
@@ -32,7 +34,7 @@ def effect(lora: dict[str, torch.Tensor], key: str = KEY) -> torch.Tensor:
 def test_a_file_gives_back_what_was_saved(tmp_path):
     save_lora(tmp_path / "a.safetensors", a_lora(), "fp32", 1.0, {"ss_seed": "3"})
     loaded = load_lora(tmp_path / "a.safetensors")
-    assert loaded.metadata == {"ss_seed": "3"}
+    assert loaded.metadata["ss_seed"] == "3" and set(loaded.metadata) == {"ss_seed", *HASHES}
     assert loaded.keys() == a_lora().keys() and all(
         torch.equal(loaded[key], tensor) for key, tensor in a_lora().items()
     )
@@ -54,7 +56,7 @@ def test_the_strength_multiplies_the_effect(tmp_path, strength, key):
     torch.testing.assert_close(effect(saved, key), effect(a_lora(key=key), key) * strength)
 
 
-def test_a_strength_that_cannot_be_written_is_refused_and_nothing_is_written(tmp_path):
+def test_weights_that_cannot_be_scaled_are_refused_and_nothing_is_written(tmp_path):
     dora = {**a_lora(), f"{KEY}.dora_scale": torch.ones(6, 1)}
     with pytest.raises(ValueError, match="dora_scale.*strength 1"):
         save_lora(tmp_path / "a.safetensors", dora, "fp32", 2.0, {})
@@ -63,7 +65,7 @@ def test_a_strength_that_cannot_be_written_is_refused_and_nothing_is_written(tmp
     assert load_lora(tmp_path / "a.safetensors").keys() == dora.keys()
 
 
-def test_whole_numbers_stay_whole_numbers(tmp_path):
+def test_integers_stay_integers(tmp_path):
     shape = torch.tensor([3073, 128])  # bf16 has no 3073
     save_lora(tmp_path / "a.safetensors", {**a_lora(), f"{KEY}.reshape_weight": shape}, "bf16", 2.0, {})
     saved = load_lora(tmp_path / "a.safetensors")[f"{KEY}.reshape_weight"]
@@ -71,12 +73,12 @@ def test_whole_numbers_stay_whole_numbers(tmp_path):
 
 
 def test_values_that_the_precision_cannot_hold_are_refused_and_nothing_is_written(tmp_path):
-    with pytest.raises(ValueError, match="fp16 cannot hold"):
+    with pytest.raises(ValueError, match="NaN, Inf or too large for fp16"):
         save_lora(tmp_path / "a.safetensors", a_lora(scale=1e6), "fp16", 1.0, {})
     assert not list(tmp_path.iterdir())
 
 
-def test_a_save_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_old_file_intact(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     save_lora(path, a_lora(), "fp32", 1.0, {})
     before = path.read_bytes()
@@ -85,7 +87,7 @@ def test_a_save_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
         part.write_bytes(b"half a fi")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pack.trainer.files.save_file", fill_the_disk)
+    monkeypatch.setattr("pack.trainer.lora_file.save_file", fill_the_disk)
     with pytest.raises(OSError, match="No space"):
         save_lora(path, a_lora(2.0), "fp32", 1.0, {})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -94,12 +96,12 @@ def test_a_save_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "not a whole safetensors file"),
-        (b"\x80\x02}q\x00.", "not a whole safetensors file"),
-        (b"x" * 5000, "not a whole safetensors file"),
+        (b"", "not a safetensors file"),
+        (b"\x80\x02}q\x00.", "not a safetensors file"),
+        (b"x" * 5000, "not a safetensors file"),
     ],
 )
-def test_a_file_that_is_no_lora_is_named(tmp_path, content, message):
+def test_a_file_that_is_not_safetensors_is_named(tmp_path, content, message):
     path = tmp_path / "broken.safetensors"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"broken.safetensors is {message}"):
@@ -110,7 +112,7 @@ def test_a_truncated_file_is_named(tmp_path):
     path = tmp_path / "cut.safetensors"
     save_file(a_lora(), path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="cut.safetensors is not a whole"):
+    with pytest.raises(ValueError, match="cut.safetensors is not a safetensors file, or is incomplete"):
         load_lora(path)
 
 
@@ -157,7 +159,7 @@ def metadata_of(base_model: str = "sd_v1", **settings) -> dict[str, str]:
         ("piecewise_constant", "steps=100, factors=(1, 0.5)", "1", "1.0", "1:100,0.5"),
     ],
 )
-def test_the_metadata_says_how_the_learning_rate_went(scheduler, settings, cycles, power, rules):
+def test_the_metadata_has_the_schedule(scheduler, settings, cycles, power, rules):
     metadata = metadata_of(lr_scheduler=scheduler, lr_scheduler_settings=settings)
     assert metadata["ss_lr_scheduler"] == scheduler
     assert metadata["ss_lr_scheduler_num_cycles"] == cycles and metadata["ss_lr_scheduler_power"] == power
@@ -184,9 +186,15 @@ def test_the_metadata_names_the_architecture(base_model, architecture, is_v2):
 def test_tags_are_counted_as_kohya_counts_them():
     captions = ["1girl, Red Hat,, outdoors", "red hat,1girl", "1girl", "", "\u591c, 1girl"]
     counts = {"1girl": 4, "red hat": 2, "outdoors": 1, "\u591c": 1}
-    assert json.loads(tag_frequency(captions)) == {"images": counts}
-    assert json.loads(tag_frequency(caption for caption in [])) == {"images": {}}
+    assert json.loads(tag_frequency(captions)) == {"1_1girl": counts}
+    assert json.loads(tag_frequency(caption for caption in [])) == {}
 
 
 def test_weights_of_any_dict_are_a_lora_without_metadata():
     assert file_metadata(a_lora(), "x", {})["ss_output_name"] == "x"
+
+
+def test_a_tensor_of_more_dimensions_than_pytorch_computes_with_is_refused_by_its_name(tmp_path):
+    save_file({"x.alpha": torch.ones([1] * 60)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="a.safetensors is damaged, because x.alpha has 60 dimensions"):
+        load_lora(tmp_path / "a.safetensors")

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pack.nodes.files import PlotLoss
 from pack.nodes.loss_table import read_table, write_table
+from pack.nodes.plot_loss import PlotLoss
 from pack.trainer.history import History, LossCurve, smooth
 
 
@@ -28,14 +28,14 @@ def test_the_mean_of_the_last_losses_by_hand():
 
 
 def test_a_curve_of_few_steps_is_the_losses():
-    curve = LossCurve(most=4)
+    curve = LossCurve(max_points=4)
     for loss in (5.0, 3.0, 1.0):
         curve.add(loss)
     assert curve.points() == [(1, 5.0), (2, 3.0), (3, 1.0)]
 
 
 def test_a_curve_of_many_steps_is_their_means():
-    curve = LossCurve(most=4)
+    curve = LossCurve(max_points=4)
     for loss in range(1, 8):  # 1 .. 7, in fours of two
         curve.add(float(loss))
     assert curve.points() == [(2, 1.5), (4, 3.5), (6, 5.5), (7, 7.0)]
@@ -110,10 +110,14 @@ def test_a_written_table_reads_back_to_the_last_digit(tmp_path):
 
 @pytest.mark.parametrize(
     "content, message",
-    [(b"step,value\n1,2\n", "theirs.csv is no table"), (b"loss\nword\n", "no table"), (b"loss\n", "without rows")]
-    + [(b"\xff\xfe\x00garbage", "no table"), (b"", "without rows")],
+    [
+        (b"step,value\n1,2\n", "theirs.csv is not a loss table"),
+        (b"loss\nword\n", "not a loss table"),
+        (b"loss\n", "no rows"),
+    ]
+    + [(b"\xff\xfe\x00garbage", "not a loss table"), (b"", "no rows")],
 )
-def test_what_is_no_table_is_said(output_folder, content, message):
+def test_a_file_that_is_not_a_loss_table_is_named(output_folder, content, message):
     (output_folder / "loss").mkdir(parents=True)
     (output_folder / "loss" / "theirs.csv").write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -125,9 +129,9 @@ def test_what_is_no_table_is_said(output_folder, content, message):
     [
         ({}, "no loss to draw"),
         ({"tables": "absent"}, "no table absent.csv"),
-        ({"tables": "../x"}, "no name for a file"),
+        ({"tables": "../x"}, "not a valid file name"),
     ],
 )
-def test_nothing_to_draw_is_said(inputs, message):
+def test_nothing_to_draw_is_an_error(inputs, message):
     with pytest.raises(ValueError, match=message):
         plot(**inputs)

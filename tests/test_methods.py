@@ -8,10 +8,11 @@ import comfy.model_sampling
 import pytest
 import torch
 from pack.trainer.config import TrainingConfig
-from pack.trainer.data import TrainingExample
 from pack.trainer.denoiser import FlowPrediction, NoisePrediction, VPrediction
 from pack.trainer.methods.addift import ADDifT, ExamplePair
 from pack.trainer.methods.ileco import ILECO
+from pack.trainer.methods.slider import Poles, Slider
+from pack.trainer.training_example import TrainingExample
 
 SHAPE = (4, 2, 2)
 
@@ -98,7 +99,7 @@ def test_ileco_draws_new_noise_each_step_and_the_same_for_a_seed():
         (comfy.model_sampling.CONST, comfy.model_sampling.ModelSamplingDiscreteFlow, FlowPrediction()),
     ],
 )
-def test_scaled_noise_and_slope_agree_with_the_hosts_model_sampling(kind, sampling, prediction):
+def test_scaled_noise_and_derivative_agree_with_the_hosts_model_sampling(kind, sampling, prediction):
     theirs = type("Sampling", (sampling, kind), {})()
     sigma = torch.tensor([0.05, 0.3, 0.9]) if kind is comfy.model_sampling.CONST else torch.tensor([0.05, 1.0, 12.0])
     noise, output = torch.randn(3, 4, 100, 100), torch.randn(3, 4, 100, 100)
@@ -107,8 +108,8 @@ def test_scaled_noise_and_slope_agree_with_the_hosts_model_sampling(kind, sampli
 
     x0 = theirs.calculate_denoised(sigma, output, x_t)
     torch.testing.assert_close(prediction.target(x_t, x0, sigma), output, rtol=1e-3, atol=1e-3)
-    slope = (x_t - x0) / sigma.view(-1, 1, 1, 1)  # the ODE of Karras et al., and what the host's Euler takes
-    torch.testing.assert_close(prediction.slope(x_t, output, sigma), slope, rtol=1e-3, atol=1e-3)
+    derivative = (x_t - x0) / sigma.view(-1, 1, 1, 1)  # the ODE of Karras et al., and what the host's Euler takes
+    torch.testing.assert_close(prediction.derivative(x_t, output, sigma), derivative, rtol=1e-3, atol=1e-3)
 
 
 def test_leco_denoises_the_original_prompt_with_the_lora_before_the_step():
@@ -123,10 +124,10 @@ def test_leco_denoises_the_original_prompt_with_the_lora_before_the_step():
     torch.testing.assert_close(student[0], path[0][0] + 1.01 * (levels[-1] - levels[0]), rtol=1e-4, atol=1e-4)
 
 
-def addift(pairs=None, bands=10, alternation=1.0, **settings):
+def addift(pairs=None, bands=10, alternation=1.0, full_at=0.25, learns_images=False, **settings):
     pairs = pairs or [ExamplePair(example(0.0, 1), example(50.0, 2))]
     config = TrainingConfig(**{"batch_size": 1, **settings})
-    return ADDifT(pairs, itertools.cycle([[0]]), bands, alternation, config)
+    return ADDifT(pairs, itertools.cycle([[0]]), bands, alternation, config, full_at, learns_images)
 
 
 def example(value: float, prompt: int, mask=None) -> TrainingExample:
@@ -150,6 +151,21 @@ def test_without_alternation_every_turn_leads_there():
     assert firsts(run(method, 1)[0].target) == [1.0]
 
 
+def test_full_at_is_the_strength_of_both_directions():
+    method = addift(full_at=1.0, alternation=0.4)
+    assert [method.strength(step) for step in range(2)] == [1.0, -0.4]
+
+
+def test_learned_from_images_each_direction_denoises_its_own_image():
+    method = addift(full_at=1.0, learns_images=True)
+    for step, value, prompt in ((0, 50.0, 2), (1, 0.0, 1)):
+        output, calls = run(method, step)
+        (student,) = calls  # no teacher
+        assert student[2] == [prompt] and student[4] and student[3] == method.strength(step)
+        x_t, sigma = student[0], student[1].view(-1, 1, 1, 1)
+        torch.testing.assert_close(output.target, (x_t - value) / sigma, rtol=1e-4, atol=1e-4)  # the noise
+
+
 def test_the_timesteps_sweep_their_range_in_bands_of_two_turns():
     method = addift(bands=5, min_timestep=500, max_timestep=1000)
     for step in range(24):
@@ -169,3 +185,48 @@ def test_the_mask_of_the_pair_goes_with_the_loss():
     pair = ExamplePair(example(0.0, 1, mask), example(50.0, 2, mask))
     for step in (0, 1):
         assert torch.equal(run(addift([pair]), step)[0].mask, mask[None])
+
+
+def slider(poles, denoise_steps=0, guidance=2.0, **settings):
+    return Slider(poles, SHAPE, denoise_steps, guidance, TrainingConfig(**{"batch_size": 1, **settings}))
+
+
+def test_a_slider_moves_what_it_acts_on_by_the_difference_of_its_poles():
+    """By hand: 4 + 2 * (7 - 1) at strength 1, and 4 - 2 * (7 - 1) at strength -1, all without the LoRA."""
+    for step, strength, target in ((0, 1.0, 16.0), (1, -1.0, -8.0), (2, 1.0, 16.0)):
+        method = slider([Poles(7, 1, 4)])
+        output, calls = run(method, step)
+        assert method.strength(step) == strength
+        assert firsts(output.target) == [target] and firsts(output.prediction) == [4 + strength / 100]
+        *teachers, student = calls
+        assert [(prompts, lora, grad) for _, _, prompts, lora, grad in teachers] == [
+            ([4], 0.0, False),
+            ([7], 0.0, False),
+            ([1], 0.0, False),
+        ]
+        assert student[2:] == ([4], strength, True)
+        assert all(torch.equal(x_t, student[0]) and torch.equal(sigma, student[1]) for x_t, sigma, *_ in teachers)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_every_pole_is_trained_in_both_directions(count, accumulation):
+    method = slider([Poles(0, 0, number) for number in range(count)], gradient_accumulation=accumulation)
+    seen = [
+        (method.strength(step), run(method, step)[1][-1][2][0])
+        for step in range(2 * count)
+        for _ in range(accumulation)
+    ]
+    assert sorted(seen) == sorted([(strength, n) for strength in (-1.0, 1.0) for n in range(count)] * accumulation)
+
+
+def test_a_resumed_slider_draws_the_poles_that_come_next():
+    poles = [Poles(0, 0, number) for number in range(3)]
+    resumed = slider(poles, batch_size=2)
+    resumed.skip(2)
+    assert run(resumed, 2)[1][-1][2] == [2, 0]
+
+
+def test_a_slider_denoises_what_it_acts_on_with_the_lora():
+    _, calls = run(slider([Poles(7, 1, 4)], denoise_steps=2, min_timestep=490, max_timestep=491), step=1)
+    assert calls[0][2:] == ([4], -1.0, False) and len(calls) == 1 + 3 + 1

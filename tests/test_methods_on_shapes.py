@@ -1,6 +1,7 @@
 """Each method, by the example workflow that we ship, does on the demonstration model what it promises.
 
-The whole measurement with more samples is `python3 dev.py evaluate`.
+With fewer steps than the workflows have where that is enough; `--long` takes all of them. The whole measurement with more
+samples is `python3 dev.py evaluate`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from dataclasses import replace
 import pytest
 from pack.tools.evaluate import Studio, Trainer, measure
 from pack.tools.experiments import list_experiments
-from pack.tools.shapes import pairs
+from pack.tools.shapes import shape_pairs
 from pack.tools.terminal import StatusLine
 
 SAMPLES = 12
+FEWER = {
+    "3_Replace_a_concept_iLECO": {"Train iLECO.start": "closed form", "Train iLECO.steps": 0},
+    "7_Copy_machine_and_difference": {"Train Copy Machine.steps": 200, "Train Difference.steps": 100},
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,27 +28,33 @@ def studio(shapes_checkpoint):
 
 @pytest.fixture(scope="module")
 def trainer(server):
-    pairs.write(server.base / "input")
+    shape_pairs.write(server.base / "input")
     return Trainer(server, StatusLine())
 
 
 @pytest.mark.parametrize(
     "name, workflow, values, bars",
     [
-        ("red to blue", "ileco_replace", {}, {"red prompts": (90, 15), "green and yellow prompts": (None, 10)}),
+        (
+            "red to blue",
+            "3_Replace_a_concept_iLECO",
+            {},
+            {"red prompts": (90, 15), "green and yellow prompts": (None, 10)},
+        ),
         (
             "erase triangle",
-            "ileco_erase",
+            "4_Erase_a_concept_iLECO",
             {"Train iLECO.preserve": None},
             {"triangle prompts": (90, 15), "circle, square prompts": (None, 15)},
         ),
-        ("background", "copy_machine_difference", {}, {"any prompts": (25, None), "strength 1": (80, 15)}),
-        ("background", "addift", {}, {"strength 1": (80, 15), "strength -1": (90, 15)}),
+        ("background", "7_Copy_machine_and_difference", {}, {"any prompts": (25, None), "strength 1": (80, 15)}),
+        ("background", "6_Slider_from_two_images_ADDifT", {}, {"strength 1": (80, 15), "strength -1": (90, 15)}),
     ],
 )
-def test_the_method_does_what_it_promises(studio, trainer, name, workflow, values, bars):
+def test_the_method_does_what_it_promises(studio, trainer, is_long, name, workflow, values, bars):
     (experiment,) = [e for e in list_experiments(quick=False) if (e.name, e.workflow) == (name, workflow)]
-    trainer.train(replace(experiment, values=experiment.values | values))
+    fewer = {} if is_long else FEWER.get(workflow, {})
+    trainer.train(replace(experiment, values=experiment.values | values | fewer))
     for figure in experiment.figures:
         least_success, most_damage = bars.get(figure.name, (None, None))
         if figure.name not in bars:

@@ -19,16 +19,20 @@ import torch
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from pack.nodes import host
-from pack.nodes.addift import TrainADDifT
-from pack.nodes.difference import TrainCopyMachine, TrainDifference
-from pack.nodes.train import TrainILECO, TrainLoRA
+from pack.nodes.train_addift import TrainADDifT
+from pack.nodes.train_copy_machine import TrainCopyMachine
+from pack.nodes.train_difference import TrainDifference
+from pack.nodes.train_ileco import TrainILECO
+from pack.nodes.train_lora import TrainLoRA
 from pack.trainer.blocks import block_id, choose_layers
 from pack.trainer.config import NETWORK_TYPES, NetworkConfig
-from pack.trainer.data import TrainingImage
-from pack.trainer.files import save_lora
+from pack.trainer.dataset.training_image import TrainingImage
+from pack.trainer.lora_file import save_lora
 from pack.trainer.network import LoRANetwork
 from tiny_families import FAMILIES
 from tiny_models import HEIGHT, WIDTH, Loaded, TinyCLIP, load_family, make_prompt
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BLOCKS = {
     "SD1": "IN01 M00 OUT00 OUT01",
@@ -42,9 +46,11 @@ BLOCKS = {
     "Z-Image": "context_refiner.00 layers.00 layers.01 noise_refiner.00",
     "Qwen-Image": "transformer_blocks.00 transformer_blocks.01",
     "Wan": "blocks.00 blocks.01",
+    "Anima": "blocks.00 blocks.01",
+    "Krea 2": "blocks.00 blocks.01",
 }
 ATTENTIONS = {"SD1": ("attn2", "attn1"), "SD2": ("attn2", "attn1"), "SDXL": ("attn2", "attn1")}
-ATTENTIONS |= {"Wan": ("cross_attn", "self_attn")}  # cross, self; the others have one for both
+ATTENTIONS |= {name: ("cross_attn", "self_attn") for name in ("Wan", "Anima")}  # cross, self; others have one for both
 # What the last block makes of the prompt goes nowhere, and so do these layers of it.
 IDLE = {"Qwen-Image": ("attn_add_q_proj", "attn_to_add_out", "txt_mlp_net_0_proj", "txt_mlp_net_2")}
 
@@ -56,15 +62,6 @@ class Trained(NamedTuple):
     lora: dict[str, torch.Tensor]
     losses: list[float]
     sample_before: torch.Tensor
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sharing work this small between threads takes longer than the work, many times so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -106,8 +103,9 @@ def sample(family: Loaded, model: Any) -> torch.Tensor:
 def denoising_loss(family: Loaded, model: Any) -> float:
     """Return the loss on the family's picture at fixed timesteps and noise."""
     (latent,) = host.encode_images(family.vae, family.model, [family.picture[0]])
-    x0, prompts = torch.stack([latent] * 6), family.read_prompts(*[("red", 5)] * 6)
-    with host.open_training(model, False) as (denoiser, _), torch.no_grad():
+    x0 = torch.stack([latent] * 6)
+    prompts = host.with_guidance(family.model, family.read_prompts(*[("red", 5)] * 6), 1.0)  # that of the training
+    with host.open_model(model) as (denoiser, _), torch.no_grad():
         sigma = denoiser.sigma_at(torch.linspace(100, 900, 6))
         x_t = denoiser.add_noise(x0, family.draw_latents(6), sigma)
         target = denoiser.parameterization.target(x_t, x0, sigma)
@@ -118,7 +116,7 @@ def adaptable_layers(family: Loaded, **config: Any) -> dict[str, torch.nn.Module
     return choose_layers(family.model.model.diffusion_model, NetworkConfig(**config))
 
 
-def test_a_picture_is_learned(family, trained):
+def test_an_image_is_learned(family, trained):
     assert len(trained.losses) == 12 and all(math.isfinite(loss) for loss in trained.losses)
     assert denoising_loss(family, trained.model) < 0.95 * denoising_loss(family, family.model)
 
@@ -212,11 +210,11 @@ def test_a_lora_of_each_type_does_on_the_model_and_from_a_file_what_it_did_in_tr
 
 
 def predict(family: Loaded, model: Any) -> torch.Tensor:
-    with host.open_training(model, False) as (denoiser, _), torch.no_grad():
+    with host.open_model(model) as (denoiser, _), torch.no_grad():
         return denoiser.predict(family.draw_latents(1), torch.tensor([0.5]), family.read_prompts(("red", 5)))
 
 
-def test_a_block_that_the_model_has_not_is_answered_with_those_it_has(family, tmp_path):
+def test_an_unknown_block_gives_an_error_that_lists_the_blocks_of_the_model(family, tmp_path):
     blocks = BLOCKS[family.name].split()
     assert sorted({block_id(layer) for layer in adaptable_layers(family)}) == blocks
     assert {block_id(layer) for layer in adaptable_layers(family, blocks=f"{blocks[0]}, {blocks[-1]}")} == {
@@ -234,13 +232,13 @@ def test_an_element_is_one_of_two_attentions_or_refused_where_there_is_one(famil
             chosen = adaptable_layers(family, element=element)
             assert chosen.keys() == {layer for layer in adaptable_layers(family) if f".{attention}." in layer} != set()
         else:
-            with pytest.raises(ValueError, match=f"no {element} of its own.*Set element to Full"):
+            with pytest.raises(ValueError, match=f"no separate {element}.*Set element to Full"):
                 adaptable_layers(family, element=element)
 
 
-def test_the_second_attention_of_sd35_is_no_cross_attention():
+def test_the_second_attention_of_sd35_is_not_a_cross_attention():
     sizes = {**FAMILIES["SD3"].sizes, "x_block_self_attn_layers": [0, 1]}
     network = MMDiT(**sizes, device="meta", operations=torch.nn)
     assert any("attn2" in layer for layer in choose_layers(network, NetworkConfig()))
-    with pytest.raises(ValueError, match="no CrossAttention"):
+    with pytest.raises(ValueError, match="no separate CrossAttention"):
         choose_layers(network, NetworkConfig(element="CrossAttention"))

@@ -10,21 +10,21 @@ import pytest
 import torch
 from comfy_extras.nodes_dataset import MakeTrainingDataset, ResolutionBucket
 from comfy_extras.nodes_train import LoraModelLoader, LossGraphNode, SaveLoRA
-from pack.nodes.encoded import EncodedTrainingImages
-from pack.nodes.train import TrainLoRA
-from pack.tools.shapes.train import pixels
-from pack.tools.shapes.world import Scene
+from pack.nodes.encoded_images import EncodedTrainingImages
+from pack.nodes.train_lora import TrainLoRA
+from pack.tools.shapes.scenes import Scene
+from pack.tools.shapes.train_shapes import pixels
 from pack.trainer.config import NetworkConfig
-from pack.trainer.data import TrainingImage
+from pack.trainer.dataset.training_image import TrainingImage
 
 CAPTIONS = ["red circle", "blue square", "a green triangle"]
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[torch.Tensor]:
+def images() -> list[torch.Tensor]:
     scenes = [Scene("red", "circle", "white"), Scene("blue", "square", "gray"), Scene("green", "triangle", "black")]
-    pictures = list(pixels([scene.draw() for scene in scenes]).movedim(1, -1))
-    return [pictures[0], pictures[1][:48].contiguous(), pictures[2]]  # two sizes
+    images = list(pixels([scene.draw() for scene in scenes]).movedim(1, -1))
+    return [images[0], images[1][:48].contiguous(), images[2]]  # two sizes
 
 
 @pytest.fixture(autouse=True)
@@ -41,35 +41,35 @@ def train(shapes, training_images, **inputs):
         ).args
 
 
-def encode_natively(shapes, pictures, bucketed):
+def encode_natively(shapes, images, bucketed):
     _, clip, vae = shapes
     with torch.inference_mode():
-        latents, prompts = MakeTrainingDataset.execute([p[None] for p in pictures], [vae], [clip], CAPTIONS).args
+        latents, prompts = MakeTrainingDataset.execute([p[None] for p in images], [vae], [clip], CAPTIONS).args
         if bucketed:
             latents, prompts = ResolutionBucket.execute(latents, prompts).args
         return EncodedTrainingImages.execute(latents, prompts).args[0]
 
 
 @pytest.mark.parametrize("bucketed", [False, True])
-def test_what_the_host_has_encoded_trains_as_what_we_encode(shapes, pictures, bucketed):
+def test_latents_encoded_by_the_host_train_the_same_lora(shapes, images, bucketed):
     order = [0, 2, 1] if bucketed else [0, 1, 2]  # Resolution Bucket sorts by size
-    ours = [TrainingImage(pictures[i], CAPTIONS[i], None, "", (64, 64)) for i in order]
+    ours = [TrainingImage(images[i], CAPTIONS[i], None, "", (64, 64)) for i in order]
     *_, expected, _ = train(shapes, ours)
-    *_, lora, _ = train(shapes, encode_natively(shapes, pictures, bucketed))
+    *_, lora, _ = train(shapes, encode_natively(shapes, images, bucketed))
     assert lora.keys() == expected.keys() and lora["lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"].any()
     assert all(torch.equal(lora[key], expected[key]) for key in expected)
 
 
-def test_unlike_lists_and_a_text_encoder_without_text_are_refused(shapes, pictures):
-    encoded = encode_natively(shapes, pictures, False)
-    with pytest.raises(ValueError, match="2 latents and 1 prompts"):
+def test_lists_of_different_length_and_text_encoder_training_without_captions_are_refused(shapes, images):
+    encoded = encode_natively(shapes, images, False)
+    with pytest.raises(ValueError, match=r"number of prompts \(1\) must match the number of latents \(2\)"):
         EncodedTrainingImages.execute([{"samples": torch.zeros(2, 4, 8, 8)}], [[[torch.zeros(1, 77, 768), {}]]])
     with pytest.raises(ValueError, match="cannot be trained on prompts that are encoded already"):
         train(shapes, encoded, network=NetworkConfig(rank=2, blocks="all, BASE"))
 
 
-def test_our_lora_and_loss_feed_the_hosts_nodes(shapes, pictures, output_folder):
-    model, _, lora, loss = train(shapes, [TrainingImage(pictures[0], "red circle", None, "", (64, 64))])
+def test_the_host_nodes_accept_our_lora_and_loss(shapes, images, output_folder):
+    model, _, lora, loss = train(shapes, [TrainingImage(images[0], "red circle", None, "", (64, 64))])
     with torch.inference_mode():
         native = LoraModelLoader.execute(shapes[0], lora, 1.0).args[0]
     assert native.patches.keys() == model.patches.keys()

@@ -8,6 +8,7 @@ from pack.trainer.adapters import LoRALayer
 from pack.trainer.blocks import block_id, choose_blocks, choose_layers
 from pack.trainer.checkpointing import checkpointed
 from pack.trainer.config import NetworkConfig
+from pack.trainer.in_place import InPlaceGuard
 from pack.trainer.network import LoRANetwork
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
@@ -89,6 +90,39 @@ def test_an_adapter_adds_what_pefts_adds(layer, x):
     torch.testing.assert_close(adapter(peft.get_base_layer()(x), x, strength=1.0), peft(x))
 
 
+@pytest.mark.parametrize("rank, conv_rank, conv_alpha", [(4, 0, 0.0), (4, 2, 5.0), (1, 9, 0.0)])
+@pytest.mark.parametrize("network_type", ["c3lier", "loha"])
+def test_rs_lora_has_the_effect_of_pefts_and_in_the_file_of_every_program(
+    unet, network_type, rank, conv_rank, conv_alpha
+):
+    sizes = {"rank": rank, "alpha": 3.0, "conv_rank": conv_rank, "conv_alpha": conv_alpha, "network_type": network_type}
+    network, plain = (make_network(unet, rs_lora=on, **sizes) for on in (True, False))
+    for key, tensor in network.weights().items():
+        if key.endswith(".alpha"):
+            is_convolution = "in_layers" in key
+            own_rank = (conv_rank or rank) if is_convolution else rank
+            own_alpha = (conv_alpha or 3.0) if is_convolution else 3.0
+            assert tensor.item() / own_rank == pytest.approx(own_alpha / own_rank**0.5)
+        else:
+            assert torch.equal(tensor, plain.weights()[key])
+
+
+def test_an_rs_lora_layer_adds_what_pefts_adds():
+    layer, x, config = nn.Linear(5, 7), torch.randn(2, 3, 5), NetworkConfig(rank=3, alpha=6, rs_lora=True)
+    adapter = LoRALayer(layer, 3, config.alpha_in_file(False), torch.Generator().manual_seed(0))
+    adapter.up.data.normal_()
+    to = LoraConfig(r=3, lora_alpha=6, target_modules=["layer"], use_rslora=True)
+    peft = inject_adapter_in_model(to, nn.ModuleDict({"layer": layer}))["layer"]
+    peft.lora_A["default"].weight.data = adapter.down.data.clone()
+    peft.lora_B["default"].weight.data = adapter.up.data.clone()
+    torch.testing.assert_close(adapter(peft.get_base_layer()(x), x, strength=1.0), peft(x))
+    file = adapter.tensors()
+    merged = (
+        layer.weight + file["lora_up.weight"] @ file["lora_down.weight"] * file["alpha"] / 3
+    )  # as kohya's format says
+    torch.testing.assert_close(nn.functional.linear(x, merged, layer.bias), peft(x))
+
+
 @pytest.mark.parametrize("shape", [(4, 5), (2, 3, 5), (2, 3, 2, 5)])
 def test_gradients_are_those_of_the_merged_weight(shape):
     layer, strength = nn.Linear(5, 7), -0.7
@@ -165,7 +199,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(unet, strength):
         return [p.grad.clone() for p in network.parameters()]
 
     plain = gradients()
-    with checkpointed(unet):
+    with checkpointed(unet, InPlaceGuard()):
         recomputed = gradients()
     assert all("forward" not in vars(module) for module in unet.modules())
     for ours, theirs in zip(recomputed, plain, strict=True):
@@ -208,16 +242,16 @@ def test_conv_rank_and_alpha_fall_back_to_the_linear_ones(unet):
         ("all, -IN00-IN02", {"M00", "OUT00"}),
     ],
 )
-def test_blocks_are_read_as_written(text, expected):
+def test_blocks_are_parsed_as_written(text, expected):
     assert choose_blocks(text, ["IN00", "IN01", "IN02", "M00", "OUT00"]) == expected
 
 
-def test_an_unknown_block_is_answered_with_the_known_ones():
+def test_an_unknown_block_gives_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match="IN09.*IN00, M00"):
         choose_blocks("M00, IN09", ["IN00", "M00"])
 
 
-def test_a_choice_that_leaves_nothing_is_refused(unet):
+def test_a_selection_without_layers_is_refused(unet):
     with pytest.raises(ValueError, match="No layer"):
         choose_layers(unet, NetworkConfig(blocks="-all"))
 

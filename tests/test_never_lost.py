@@ -19,17 +19,18 @@ import pytest
 import torch
 from conftest import ROOT
 from killed_training import SAVE_EVERY
-from pack.nodes.files import SaveLoRA
 from pack.nodes.loss_table import read_table
+from pack.nodes.save_lora import SaveLoRA
 from pack.tools.errors import ToolError
 from pack.tools.runner import load_workflow, run_workflow, to_api
+from pack.trainer.atomic_write import ABANDONED, write_atomically
 from pack.trainer.config import TrainingConfig
-from pack.trainer.files import LoRAWeights, load_lora
+from pack.trainer.lora_file import LoRAWeights, load_lora
+from pack.trainer.run import Step
 from pack.trainer.state import load_state
-from pack.trainer.writing import ABANDONED, whole_file
 from tiny_host import TinyHost
 
-KILLS, STEPS = 20, 100
+KILLS, STEPS = 10, 100  # twice as many with --long
 EVERY_STEP = {"settings": TrainingConfig(save_every=1, lr_scheduler="constant")}
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="This system cannot copy a process.")
 
@@ -54,14 +55,14 @@ class Copies:
         return [int(self.wait_for("started")[-1]) for _ in trainings]
 
     def wait_for(self, word: str) -> list[str]:
-        """Wait until something is told; return it."""
+        """Wait for the next report, and return it."""
         for line in self._process.stdout:
             if line.split()[0] == word.encode():
                 return line.decode().split()
         raise AssertionError("The copies have ended.")
 
-    def told(self) -> Iterator[list[str]]:
-        """Give what is told, in words, until all copies are gone."""
+    def reports(self) -> Iterator[list[str]]:
+        """Yield the reports, each split into words, until all copies are gone."""
         for line in self._process.stdout:
             words = line.decode().split()
             if words == ["gone"]:
@@ -69,8 +70,8 @@ class Copies:
             yield words
 
     def steps(self) -> Iterator[int]:
-        """Give the steps that are told until all copies are gone."""
-        return (int(words[1]) for words in self.told() if words[0] == "step")
+        """Yield the reported steps until all copies are gone."""
+        return (int(words[1]) for words in self.reports() if words[0] == "step")
 
     def close(self) -> None:
         self._process.stdin.close()
@@ -91,7 +92,7 @@ def read_all(output: Path, known: dict[tuple[str, int], int]) -> dict[str, int]:
     known: the LoRAs that were read before, by name and time
     """
     steps = {}
-    for file in (output / "loras").rglob("*.*"):
+    for file in output.rglob("*.*"):
         if file.suffix == ".safetensors":
             key = file.name, file.stat().st_mtime_ns
             known[key] = steps[file.name] = known.get(key) or int(load_lora(file).metadata["traintrain_step"])
@@ -110,10 +111,10 @@ def listed_by_host(output: Path) -> set[str]:
 
 
 @needs_fork
-def test_twenty_kills_at_random_moments_lose_nothing(copies, tmp_path):
-    """Each life of the training goes on where the last one was kept, and its end is that of a training never killed."""
-    rng, done, known = random.Random(1), 0, {}
-    for _ in range(KILLS):
+def test_kills_at_random_moments_lose_nothing(copies, tmp_path, is_long):
+    """Each start resumes where the last one was saved, and the result is that of a training that was never killed."""
+    rng, done, known, kills = random.Random(1), 0, {}, KILLS * (1 + is_long)
+    for _ in range(kills):
         (process,) = copies.start(f"5:{STEPS}:{tmp_path / 'killed'}")
         lived = rng.randrange(1, 5)  # steps, and then a while
         for reached in copies.steps():
@@ -122,9 +123,11 @@ def test_twenty_kills_at_random_moments_lose_nothing(copies, tmp_path):
                 time.sleep(rng.random() * 0.02)
                 os.kill(process, signal.SIGKILL)
         kept = read_all(tmp_path / "killed", known)
-        assert kept.keys() == listed_by_host(tmp_path / "killed")
+        assert listed_by_host(tmp_path / "killed") == {
+            name for name in kept if "steps" in name
+        }  # not the kept training
         assert done - max(kept.values(), default=0) <= SAVE_EVERY
-    assert KILLS / 2 < done < STEPS
+    assert kills / 2 < done < STEPS
     saved = []
     for folder in ("killed", "straight"):
         copies.start(f"5:{STEPS}:{tmp_path / folder}")
@@ -138,8 +141,8 @@ def test_twenty_kills_at_random_moments_lose_nothing(copies, tmp_path):
 @needs_fork
 def test_two_of_the_same_training_at_once_both_end_well(copies, tmp_path):
     copies.start(f"6:12:{tmp_path}", f"6:12:{tmp_path}")
-    told = list(copies.told())
-    assert told.count(["step", "12"]) == told.count(["saved"]) == 2
+    reports = list(copies.reports())
+    assert reports.count(["step", "12"]) == reports.count(["saved"]) == 2
     assert read_all(tmp_path, {})["mine.safetensors"] == 12
 
 
@@ -233,12 +236,12 @@ def at_step(monkeypatch, step: int, act: Callable[[], None]) -> list[int]:
     """Do something when a step is done; return the steps as they come."""
     steps: list[int] = []
 
-    def tell(_: object, reached: int, *figures: float) -> None:
-        steps.append(reached)
-        if reached == step:
+    def report(_: object, reached: Step) -> None:
+        steps.append(reached.number)
+        if reached.number == step:
             act()
 
-    monkeypatch.setattr("pack.nodes.progress.TrainingProgress.__call__", tell)
+    monkeypatch.setattr("pack.nodes.progress.TrainingProgress.report", report)
     return steps
 
 
@@ -246,7 +249,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in folder.rglob("*.*") if file.is_file()}
 
 
-def test_a_training_goes_on_while_the_disk_is_full_and_is_kept_when_there_is_room(tiny, disk, monkeypatch, caplog):
+def test_training_continues_while_the_disk_is_full_and_is_saved_when_there_is_space(tiny, disk, monkeypatch, caplog):
     tiny.train("copy machine", steps=1, **EVERY_STEP)
     before = contents(disk.folder)
     steps = at_step(monkeypatch, 1, disk.fill)
@@ -255,13 +258,13 @@ def test_a_training_goes_on_while_the_disk_is_full_and_is_kept_when_there_is_roo
         assert contents(disk.folder) == before
         (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert "safetensors cannot be written (" in warning and "No space left" in warning
-        assert "goes on, and tries again" in warning
+        assert "continues, and the next save_every tries again" in warning
         disk.empty()
 
-    tell = sys.modules["pack.nodes.progress"].TrainingProgress.__call__
+    report = sys.modules["pack.nodes.progress"].TrainingProgress.report
     monkeypatch.setattr(
-        "pack.nodes.progress.TrainingProgress.__call__",
-        lambda self, step, *figures: (look_and_empty() if step == 2 else None, tell(self, step, *figures)),
+        "pack.nodes.progress.TrainingProgress.report",
+        lambda self, step: (look_and_empty() if step.number == 2 else None, report(self, step)),
     )
     tiny.train("iLECO", steps=4, **EVERY_STEP)
     assert steps == [1, 2, 3, 4]
@@ -270,12 +273,12 @@ def test_a_training_goes_on_while_the_disk_is_full_and_is_kept_when_there_is_roo
     assert before.items() <= contents(disk.folder).items()
 
 
-def test_a_lora_that_cannot_be_kept_goes_into_the_graph_all_the_same(tiny, disk, monkeypatch, caplog):
+def test_a_lora_that_cannot_be_saved_still_goes_into_the_graph(tiny, disk, monkeypatch, caplog):
     at_step(monkeypatch, 2, disk.fill)
     _, lora, loss = tiny.train("iLECO", steps=2)
-    assert "The graph goes on with it: save it by Save LoRA" in caplog.text and len(loss["loss"]) == 2
+    assert "Save LoRA can still save it" in caplog.text and len(loss["loss"]) == 2
     with pytest.raises(
-        OSError, match=r"mine.safetensors cannot be written.*No space.*in memory alone: queue again"
+        OSError, match=r"mine.safetensors cannot be written.*No space.*only in memory: queue the workflow again"
     ) as error:
         save(lora, "mine")
     assert contents(disk.folder).keys() <= {disk.folder / "other"}
@@ -290,7 +293,7 @@ def test_a_lora_that_cannot_be_saved_is_where_the_message_says(tiny, disk, monke
     before = contents(disk.folder)
     disk.fill()
     with pytest.raises(
-        OSError, match="No space.*The LoRA is kept in .*: queue again, and it is saved without"
+        OSError, match="No space.*The LoRA is kept in .*: queue the workflow again to save it without"
     ) as error:
         save(lora, "mine", overwrite=True)
     disk.empty()
@@ -302,26 +305,26 @@ def test_a_lora_that_cannot_be_saved_is_where_the_message_says(tiny, disk, monke
     assert steps == [] and all(torch.equal(again[key], lora[key]) for key in lora)
 
 
-def test_samples_that_cannot_be_kept_do_not_end_a_training(tiny, disk, monkeypatch, caplog):
+def test_samples_that_cannot_be_saved_do_not_end_training(tiny, disk, monkeypatch, caplog):
     at_step(monkeypatch, 1, disk.fill)
     *_, loss = tiny.train("iLECO", steps=3, preview=tiny.preview(every=2))
-    assert len(loss["loss"]) == 3 and "The samples of step 2 are not kept" in caplog.text
+    assert len(loss["loss"]) == 3 and "The samples of step 2 could not be saved" in caplog.text
 
 
 # Folders and names.
 
 
-def test_a_folder_that_cannot_be_written_is_said_before_the_training(tiny, output_folder, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_reported_before_training_starts(tiny, output_folder, monkeypatch):
     steps = at_step(monkeypatch, 0, lambda: None)
     mkdir = os.mkdir
 
     def refuse(path: str, *arguments: object) -> None:
-        if str(path).startswith(str(output_folder / "loras" / "trained" / ".")):
+        if str(path).startswith(str(output_folder / "traintrain" / ".")):
             raise PermissionError(errno.EACCES, "Permission denied")
         mkdir(path, *arguments)
 
     monkeypatch.setattr(os, "mkdir", refuse)
-    with pytest.raises(OSError, match=r"loras/trained cannot be written \(Permission denied\): make room"):
+    with pytest.raises(OSError, match=r"traintrain cannot be written \(Permission denied\): free disk space"):
         tiny.train("iLECO", steps=2)
     assert steps == []
 
@@ -330,7 +333,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_training(tiny, outpu
 def test_a_name_that_is_a_folder_or_leads_through_a_file_is_refused_and_both_stay(tiny, output_folder, taken, name):
     _, lora, _ = tiny.train("iLECO", steps=1)
     there = output_folder / "loras" / taken
-    there.parent.mkdir(exist_ok=True)
+    there.parent.mkdir(parents=True, exist_ok=True)
     there.write_bytes(b"the user's own")
     before = contents(output_folder)
     with pytest.raises(
@@ -342,7 +345,7 @@ def test_a_name_that_is_a_folder_or_leads_through_a_file_is_refused_and_both_sta
         assert save(lora, name).name == "mine_2.safetensors"
 
 
-def test_a_lora_of_elsewhere_is_not_said_to_be_kept(output_folder):
+def test_a_lora_from_elsewhere_is_not_reported_as_kept(output_folder):
     (output_folder / "loras").mkdir(parents=True)
     (output_folder / "loras" / "style").write_bytes(b"")
     with pytest.raises(OSError, match="choose another name. $"):
@@ -353,10 +356,10 @@ def test_a_lora_of_elsewhere_is_not_said_to_be_kept(output_folder):
 
 
 @needs_fork
-def test_what_a_killed_program_leaves_is_no_lora_and_goes_in_time(tmp_path):
+def test_temporary_files_of_a_killed_program_are_not_listed_and_are_deleted_later(tmp_path):
     child = os.fork()
     if child == 0:
-        with whole_file(tmp_path / "loras" / "mine.safetensors") as part:
+        with write_atomically(tmp_path / "loras" / "mine.safetensors") as part:
             part.write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
@@ -365,7 +368,7 @@ def test_what_a_killed_program_leaves_is_no_lora_and_goes_in_time(tmp_path):
     assert [file.read_bytes() for file in left] == [b"half"] and listed_by_host(tmp_path) == set()
 
     def write_another() -> set[Path]:
-        with whole_file(tmp_path / "loras" / "another.safetensors") as part:
+        with write_atomically(tmp_path / "loras" / "another.safetensors") as part:
             part.write_bytes(b"whole")
         return set((tmp_path / "loras").rglob("*"))
 
@@ -376,10 +379,10 @@ def test_what_a_killed_program_leaves_is_no_lora_and_goes_in_time(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_a_file_that_is_not_finished_leaves_the_earlier_one(tmp_path, error):
+def test_an_unfinished_write_leaves_the_old_file(tmp_path, error):
     path = tmp_path / "a.csv"
     path.write_text("earlier")
-    with pytest.raises(error), whole_file(path) as part:
+    with pytest.raises(error), write_atomically(path) as part:
         part.write_text("half")
         raise error
     assert path.read_text() == "earlier" and list(tmp_path.iterdir()) == [path]
@@ -391,7 +394,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(
         os, "fsync", lambda handle: (fsync(handle), seen.append((os.fstat(handle).st_size, path.exists())))
     )
-    with whole_file(path) as part:
+    with write_atomically(path) as part:
         part.write_text("whole")
     assert seen == [(5, False)]
 
@@ -403,25 +406,38 @@ def test_a_lora_can_be_read_by_those_who_can_read_other_files(output_folder):
     assert path.stat().st_mode == (output_folder / "plain").stat().st_mode
 
 
-def test_a_lora_that_is_in_memory_alone_is_saved_when_the_graph_is_queued_again(server):
+def test_a_lora_that_is_only_in_memory_is_saved_when_the_graph_is_queued_again(server):
     """As the message says: the host has what a node gave until another graph runs."""
-    prompt = to_api(load_workflow(ROOT / "example_workflows" / "ileco_replace.json"), server.get("/object_info"))
-    prompt = {id: node for id, node in prompt.items() if node["class_type"] not in ("SaveImage", "TrainTrain_PlotLoss")}
+    prompt = to_api(
+        load_workflow(ROOT / "example_workflows" / "3_Replace_a_concept_iLECO.json"), server.get("/object_info")
+    )
+    prompt = {
+        id: node
+        for id, node in prompt.items()
+        if node["class_type"] not in ("TrainTrain_CompareLoRAs", "TrainTrain_PlotLoss")
+    }
     (training,) = (node for node in prompt.values() if node["class_type"] == "TrainTrain_TrainILECO")
     training["inputs"].update(steps=30, seed=987)
-    loras, aside, steps = server.base / "output" / "loras", server.base / "output" / "aside", []
+    folders, steps = [server.base / "output" / name for name in ("loras", "traintrain")], []
+    asides = [folder.with_name(f"{folder.name} aside") for folder in folders]
 
-    def take_folder_away(event: str, _: str, data: dict) -> None:
+    def take_folders_away(event: str, _: str, data: dict) -> None:
         if event == "traintrain.step":
             steps.append(data["step"])
-            if loras.is_dir():
-                loras.rename(aside)
-                loras.touch()
+            for folder, aside in zip(folders, asides):
+                if folder.is_dir():
+                    folder.rename(aside)
+                if not folder.exists():
+                    folder.touch()
 
-    with pytest.raises(ToolError, match="cannot be written.*in memory alone: queue again before ComfyUI is closed"):
-        run_workflow(server, prompt, take_folder_away)
-    loras.unlink()
-    aside.rename(loras)
+    with pytest.raises(
+        ToolError, match="cannot be written.*only in memory: queue the workflow again before you close ComfyUI"
+    ):
+        run_workflow(server, prompt, take_folders_away)
+    for folder, aside in zip(folders, asides):
+        folder.unlink()
+        if aside.is_dir():
+            aside.rename(folder)
     assert steps[-1] == 30
     steps.clear()
     saved = run_workflow(server, prompt, lambda event, *_: steps.append(event) if event == "traintrain.step" else None)

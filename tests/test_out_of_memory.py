@@ -1,4 +1,4 @@
-"""A training that does not fit into memory says in one sentence what to change, and lets go of what it took."""
+"""A training that does not fit into memory reports in one sentence what to change, and frees the memory it took."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pack.nodes.host.memory import is_out_of_memory
 from pack.tools.errors import ToolError
 from pack.tools.runner import load_workflow, run_workflow, to_api
 from pack.trainer.config import TrainingConfig
-from pack.trainer.files import load_lora
+from pack.trainer.lora_file import load_lora
 from tiny_host import TinyHost
 
 SHORT = [
@@ -74,66 +74,75 @@ def test_every_allocators_error_is_known(error):
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=repr)
-def test_other_errors_are_not_taken_for_it(error):
+def test_other_errors_are_not_taken_for_out_of_memory(error):
     assert not is_out_of_memory(error)
 
 
-def test_the_sentence_has_the_figures_and_what_can_be_made_smaller(tiny):
+def test_the_error_has_the_sizes_and_what_reduces_memory(tiny):
     message = message_of(tiny, 1, batch_size=3, width=96, height=80)
-    figures = r"batch_size 3 and latents of 12x10, pictures of 96x80 .* \(\d+\.\d GB of \d+\.\d GB are free on cpu"
+    figures = r"batch_size 3 and latents of 12x10, images of 96x80 .* \(\d+\.\d GB of \d+\.\d GB are free on cpu"
     assert re.search(figures, message)
-    advice = (
-        "switch gradient_checkpointing on in Training Settings, set precision to bf16 there, lower batch_size or take"
-    )
-    assert f": {advice} smaller pictures." in message
-    assert "\n" not in message and message.count(". ") == 0 and "kept" not in message
+    advice = "turn on gradient_checkpointing in Training Settings, set precision to bf16 there, lower batch_size or use"
+    assert f": {advice} smaller images." in message
+    assert "\n" not in message and message.count(". ") == 0 and "saved" not in message
 
 
 @pytest.mark.parametrize(
     "inputs, advice",
     [
-        ({"settings": TrainingConfig(gradient_checkpointing=True)}, "set precision to bf16 there"),
-        ({"settings": TrainingConfig(precision="bf16")}, "switch gradient_checkpointing on in Training Settings"),
         (
-            {"settings": TrainingConfig(gradient_checkpointing=True, precision="bf16"), "batch_size": 2},
-            "lower batch_size",
-        ),
-        (
-            {"settings": TrainingConfig(gradient_checkpointing=True, precision="fp16"), "width": 128, "height": 128},
-            "take smaller pictures",
+            {"settings": TrainingConfig(gradient_checkpointing=True)},
+            "set precision to bf16 in Training Settings or set offload to all there",
         ),
         (
             {"settings": TrainingConfig(gradient_checkpointing=True, precision="bf16")},
-            "take a smaller model, or the same in 8 bits",
+            "set offload to all in Training Settings",
+        ),
+        ({"settings": TrainingConfig(precision="bf16")}, "turn on gradient_checkpointing in Training Settings"),
+        (
+            {"settings": TrainingConfig(gradient_checkpointing=True, precision="bf16", offload="all"), "batch_size": 2},
+            "lower batch_size",
+        ),
+        (
+            {
+                "settings": TrainingConfig(gradient_checkpointing=True, precision="fp16", offload="all"),
+                "width": 128,
+                "height": 128,
+            },
+            "use smaller images",
+        ),
+        (
+            {"settings": TrainingConfig(gradient_checkpointing=True, precision="bf16", offload="all")},
+            "use a smaller model, or the same model in 8 bits",
         ),
     ],
 )
-def test_what_is_smallest_already_is_not_advised(tiny, inputs, advice):
+def test_what_cannot_be_reduced_is_not_advised(tiny, inputs, advice):
     assert message_of(tiny, 1, **inputs).endswith(f": {advice}.")
 
 
-@pytest.mark.parametrize("method", ["LoRA", "iLECO", "copy machine", "difference", "ADDifT"])
-def test_what_was_trained_is_kept_where_the_sentence_says(tiny, method):
+@pytest.mark.parametrize("method", ["LoRA", "iLECO", "slider", "copy machine", "difference", "ADDifT"])
+def test_the_lora_is_saved_where_the_error_says(tiny, method):
     tiny.copied()
     message = message_of(tiny, 3, method=method)
-    file, step = re.search(r"the LoRA up to step (\d+) is kept in (.*\.safetensors)", message).group(2, 1)
+    file, step = re.search(r"the LoRA up to step (\d+) is saved as (.*\.safetensors)", message).group(2, 1)
     assert load_lora(Path(file)).metadata["traintrain_step"] == step == "2"
 
 
-def test_a_lora_that_was_kept_goes_on_with_smaller_pictures(tiny):
+def test_a_saved_lora_resumes_with_smaller_images(tiny):
     message = message_of(tiny, 3, width=96, height=96)
-    lora = load_lora(Path(re.search(r"kept in (.*\.safetensors)", message).group(1)))
+    lora = load_lora(Path(re.search(r"saved as (.*\.safetensors)", message).group(1)))
     *_, loss = tiny.train("iLECO", width=64, height=64, lora=lora, network=None)
     assert len(loss["loss"]) == 4 == int(lora.metadata["traintrain_step"]) + 2
 
 
-def test_a_model_that_does_not_fit_is_said_as_that(tiny, monkeypatch):
+def test_a_model_that_does_not_fit_has_its_own_error(tiny, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with (
         monkeypatch.context() as patch,
-        pytest.raises(torch.OutOfMemoryError, match="The model, of 0.0 GB, and what is"),
+        pytest.raises(torch.OutOfMemoryError, match=r"Out of memory: the model \(0.0 GB\) .* set offload to all"),
     ):
         patch.setattr(comfy.model_management, "load_models_gpu", refuse)
         tiny.train("iLECO")
@@ -159,13 +168,18 @@ def test_the_lora_is_kept_in_the_memory_that_the_step_had(tiny, monkeypatch):
     """On a full device not even a copy of the LoRA could be made while the step's activations are there."""
     alive = []
 
-    def look(*_: object) -> str:
+    def graph() -> set[int]:
         gc.collect()
-        alive.append(sum(issubclass(type(t), torch.Tensor) and t.grad_fn is not None for t in gc.get_objects()))
+        return {id(t) for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.grad_fn is not None}
+
+    before = graph()  # what other tests have left
+
+    def look(*_: object) -> str:
+        alive.append(len(graph() - before))
         return "there.safetensors"
 
-    monkeypatch.setattr("pack.nodes.results.TrainingResults.keep", look)
-    assert "kept in there.safetensors" in message_of(tiny, 3)
+    monkeypatch.setattr("pack.nodes.run_store.RunStore.save", look)
+    assert "saved as there.safetensors" in message_of(tiny, 3)
     assert alive == [0]
 
 
@@ -182,9 +196,15 @@ def little_memory(room: int) -> Iterator[None]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Only Linux limits the memory of a program that runs.")
 def test_on_a_server_the_page_has_the_sentence_and_the_next_prompt_runs(server):
-    prompt = to_api(load_workflow(ROOT / "example_workflows" / "ileco_replace.json"), server.get("/object_info"))
+    prompt = to_api(
+        load_workflow(ROOT / "example_workflows" / "3_Replace_a_concept_iLECO.json"), server.get("/object_info")
+    )
     (node,) = (node for node in prompt.values() if node["class_type"] == "TrainTrain_TrainILECO")
-    prompt = {id: node for id, node in prompt.items() if node["class_type"] not in ("SaveImage", "TrainTrain_PlotLoss")}
+    prompt = {
+        id: node
+        for id, node in prompt.items()
+        if node["class_type"] not in ("TrainTrain_CompareLoRAs", "TrainTrain_PlotLoss")
+    }
     steps: list[str] = []
 
     def run(**inputs: int) -> None:
@@ -192,7 +212,7 @@ def test_on_a_server_the_page_has_the_sentence_and_the_next_prompt_runs(server):
         run_workflow(server, prompt, lambda event, *_: steps.append(event) if event == "traintrain.step" else None)
 
     run(width=64, height=64, seed=1)  # so that the model is loaded
-    sentence = "latents of 160x160, pictures of 1280x1280 needs more memory than there is.*or take smaller pictures"
+    sentence = "latents of 160x160, images of 1280x1280 needs more memory than there is.*or use smaller images"
     with little_memory(500 * 2**20), pytest.raises(ToolError, match=sentence):
         run(width=1280, height=1280, seed=2)
     assert "Got an OOM, unloading all loaded models." in server.log.read_text(encoding="utf-8")

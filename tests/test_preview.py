@@ -9,12 +9,14 @@ import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
 from pack.nodes import host, progress
-from pack.nodes.difference import TrainCopyMachine, TrainDifference
-from pack.nodes.preview import PreviewSettings
-from pack.nodes.train import TrainILECO
-from pack.tools.shapes.train import pixels
-from pack.tools.shapes.world import Scene
+from pack.nodes.preview_settings import PreviewSettings
+from pack.nodes.train_copy_machine import TrainCopyMachine
+from pack.nodes.train_difference import TrainDifference
+from pack.nodes.train_ileco import TrainILECO
+from pack.tools.shapes.scenes import Scene
+from pack.tools.shapes.train_shapes import pixels
 from pack.trainer.history import History
+from pack.trainer.run import Step
 from PIL import Image
 
 SAMPLING = {"steps": 3, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "seed": 11}
@@ -87,7 +89,7 @@ def close(first, second) -> bool:
 
 
 def samples_of(output_folder) -> list:
-    return sorted((output_folder / "loras" / "trained").glob("*.jpg"))
+    return sorted((output_folder / "traintrain").glob("*.jpg"))
 
 
 def test_samples_are_those_of_the_host_without_and_with_the_lora(ileco, sampled, shapes, output_folder):
@@ -115,29 +117,27 @@ def test_samples_change_nothing(ileco, output_folder):
     before = torch.random.get_rng_state()
     *_, with_samples, loss = ileco()
     assert torch.equal(torch.random.get_rng_state(), before)
-    for file in (output_folder / "loras" / "trained").iterdir():
+    for file in (output_folder / "traintrain").iterdir():
         file.unlink()
     *_, alone, loss_alone = ileco(every=99)
     assert loss == loss_alone and samples_of(output_folder) == []
     assert all(torch.equal(with_samples[key], alone[key]) for key in with_samples)
 
 
-def test_a_preview_is_no_part_of_what_is_trained(ileco, monkeypatch):
+def test_a_preview_does_not_affect_the_training(ileco, monkeypatch):
     ileco()
-    monkeypatch.setattr(host, "train_lora", None)
+    monkeypatch.setattr(host, "open_session", None)
     ileco(every=3)  # taken from disk
 
 
 @pytest.mark.parametrize(
     "error, reason",
     [
-        (torch.cuda.OutOfMemoryError("no memory"), "too little memory for them, so make them smaller"),
+        (torch.cuda.OutOfMemoryError("no memory"), "out of memory, use a smaller width and height"),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "without samples: mat1 and mat2 shapes"),
     ],
 )
-def test_what_fails_in_a_sample_ends_the_samples_and_not_the_training(
-    ileco, shapes, output_folder, caplog, error, reason
-):
+def test_a_failed_sample_ends_sampling_but_not_training(ileco, shapes, output_folder, caplog, error, reason):
     calls = []
 
     def decode(samples):
@@ -161,7 +161,7 @@ def test_cancelling_while_a_sample_is_made_keeps_the_lora_and_the_model(ileco, s
             ileco()
     finally:
         del shapes[2].decode
-    assert len(list((output_folder / "loras" / "trained").glob("*.state"))) == 1
+    assert len(list((output_folder / "traintrain").glob("*.state"))) == 1
     assert torch.equal(sampled(shapes[0]), before)
 
 
@@ -171,14 +171,14 @@ def test_a_size_that_cannot_be_sampled_is_refused_before_the_training(ileco, out
     assert not list((output_folder / "loras").rglob("*.*"))
 
 
-def test_samples_of_a_training_that_is_gone_are_not_shown():
+def test_samples_of_a_deleted_training_are_not_shown():
     """Its files may still be there when the same is trained anew."""
     files = [{"step": step, "filename": f"{step}.jpg", "subfolder": "x"} for step in (2, 4)]
     node = SimpleNamespace(hidden=SimpleNamespace(unique_id="77", prompt={}, extra_pnginfo=None))
-    results = SimpleNamespace(fingerprint="f", name="n", samples=lambda: files, keep_samples=lambda *_: None)
-    shown = progress.TrainingProgress(node, 4, results)
-    shown.begin(1, 1, [], History([1.0, 1.0], [0.1, 0.1]))
-    shown.show(2, torch.zeros(1))
+    store = SimpleNamespace(fingerprint="f", name="n", samples=lambda: files, save_samples=lambda *_: None)
+    shown = progress.TrainingProgress(node, 4, store)
+    shown.begin(SimpleNamespace(size=(1, 1), blocks=[], history=History([1.0, 1.0], [0.1, 0.1])))
+    shown.show(Step(2, 1.0, 0.1, False, False), torch.zeros(1))
     assert [sample["step"] for sample in progress._shown[None, "77"]["samples"]] == [2]
     shown.recall(History([1.0] * 4, [0.1] * 4))
     assert [sample["step"] for sample in progress._shown[None, "77"]["samples"]] == [2, 4]

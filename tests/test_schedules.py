@@ -114,7 +114,7 @@ def test_schedules_follow_their_formulas(name, settings, rate):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name, settings, rate", WARM)
-def test_warm_up_rises_to_where_the_schedule_begins(name, settings, rate):
+def test_warmup_rises_to_the_start_of_the_schedule(name, settings, rate):
     first, second = rates(make_config(name, settings, warmup=2))
     assert first[:2] == pytest.approx([rate(0) / 3, rate(0) * 2 / 3])
     assert first[2:] == pytest.approx([rate(n) for n in range(UPDATES)], abs=1e-7)
@@ -128,7 +128,7 @@ def test_every_schedule_can_last_one_update(name):
     check_schedule(make_config(name, settings, warmup=2 if name == "constant_with_warmup" else 0, steps=1))
 
 
-def test_restarts_and_steps_share_out_an_odd_number_of_updates():
+def test_restarts_and_steps_divide_an_odd_number_of_updates():
     """Shared out the other way, one update would be left over: a last one at the full rate, or one step lower still."""
     assert rates(make_config("cosine_annealing_with_restarts", steps=13))[0][-1] < 0.2 * RATE
     assert rates(make_config("cyclic", steps=17))[0][-1] < RATE
@@ -138,14 +138,14 @@ def test_restarts_and_steps_share_out_an_odd_number_of_updates():
     )
 
 
-def test_the_plateau_is_of_the_losses():
+def test_reduce_on_plateau_follows_the_losses():
     falling = [1 / (n + 1) for n in range(UPDATES)]
     assert rates(make_config("reduce_on_plateau"), falling)[0] == (RATE,) * UPDATES
     # The first step's loss is known after the second step: nothing is concluded from none.
     assert rates(make_config("reduce_on_plateau"), [None] * UPDATES)[0] == (RATE,) * UPDATES
 
 
-def test_an_optimizer_with_groups_of_its_own_keeps_their_rates():
+def test_parameter_groups_keep_the_ratio_of_their_learning_rates():
     first, second = rates(make_config("linear", optimizer="AdamMini"))
     assert first == pytest.approx([RATE * (1 - n / 12) for n in range(UPDATES)])
     assert second == pytest.approx([r / 4 for r in first])
@@ -155,25 +155,30 @@ def test_an_optimizer_with_groups_of_its_own_keeps_their_rates():
     "scheduler, settings, warmup, message",
     [
         ("cosines", "", 0, "no lr_scheduler 'cosines': choose one of cosine, "),
-        ("cosine", "eta_min=0", 0, "has eta_min, which cosine does not take: it takes num_cycles.$"),
-        ("cosine_annealing", "power=2", 0, "power, which cosine_annealing does not take: it takes T_max, eta_min.$"),
-        ("constant", "factor=0.5", 0, "factor, which constant does not take: it takes none"),
+        ("cosine", "eta_min=0", 0, "has eta_min, which cosine does not accept: it accepts num_cycles.$"),
+        (
+            "cosine_annealing",
+            "power=2",
+            0,
+            "power, which cosine_annealing does not accept: it accepts T_max, eta_min.$",
+        ),
+        ("constant", "factor=0.5", 0, "factor, which constant does not accept: it accepts none"),
         # What the training node sets, and the momentum, which is the optimizer's alone.
-        ("one_cycle", "total_steps=5", 0, "total_steps, which one_cycle does not take"),
-        ("cyclic", "cycle_momentum=True", 0, "cycle_momentum, which cyclic does not take"),
-        ("polynomial", "lr_end=3", 0, "'lr_end=3' do not suit polynomial: .*smaller than initial lr"),
-        ("step", "step_size=0", 0, "'step_size=0' do not suit step"),  # only the second update divides by it
-        ("constant_with_warmup", "", 0, "constant_with_warmup needs warmup_steps: set them to 1 or more"),
-        ("reduce_on_plateau", "", 2, "reduce_on_plateau takes no warm-up: set warmup_steps to 0"),
-        ("cyclic", "", 2, "cyclic takes no warm-up"),
-        ("one_cycle", "", 2, "one_cycle takes no warm-up"),
-        ("piecewise_constant", "", 0, r"write some steps and one factor more, as in steps=\(100, 200\), factors"),
-        ("piecewise_constant", "steps=(2, 4), factors=(1, 2)", 0, "one factor more"),
-        ("piecewise_constant", "steps=(4, 2), factors=(1, 2, 3)", 0, "steps must rise from above 0"),
-        ("piecewise_constant", "steps=(0, 2), factors=(1, 2, 3)", 0, "steps must rise from above 0"),
+        ("one_cycle", "total_steps=5", 0, "total_steps, which one_cycle does not accept"),
+        ("cyclic", "cycle_momentum=True", 0, "cycle_momentum, which cyclic does not accept"),
+        ("polynomial", "lr_end=3", 0, "'lr_end=3' are not valid for polynomial: .*smaller than initial lr"),
+        ("step", "step_size=0", 0, "'step_size=0' are not valid for step"),  # only the second update divides by it
+        ("constant_with_warmup", "", 0, "constant_with_warmup needs warmup_steps: set it to 1 or more"),
+        ("reduce_on_plateau", "", 2, "reduce_on_plateau does not support warmup: set warmup_steps to 0"),
+        ("cyclic", "", 2, "cyclic does not support warmup"),
+        ("one_cycle", "", 2, "one_cycle does not support warmup"),
+        ("piecewise_constant", "", 0, r"give steps, and one more factor than steps, as in steps=\(100, 200\), factors"),
+        ("piecewise_constant", "steps=(2, 4), factors=(1, 2)", 0, "one more factor"),
+        ("piecewise_constant", "steps=(4, 2), factors=(1, 2, 3)", 0, "steps must be above 0 and increase"),
+        ("piecewise_constant", "steps=(0, 2), factors=(1, 2, 3)", 0, "steps must be above 0 and increase"),
         ("piecewise_constant", "steps=2, factors=(1, -1)", 0, "factors must be 0 or more"),
     ],
 )
-def test_what_a_schedule_cannot_do_gets_one_sentence(scheduler, settings, warmup, message):
+def test_invalid_schedule_settings_get_one_sentence(scheduler, settings, warmup, message):
     with pytest.raises(ValueError, match=message):
         check_schedule(make_config(scheduler, settings, warmup))

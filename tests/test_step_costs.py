@@ -11,14 +11,16 @@ import torch
 from pack.nodes import host
 from pack.nodes.progress import TrainingProgress
 from pack.trainer.config import NetworkConfig, TrainingConfig
-from pack.trainer.data import TrainingExample
 from pack.trainer.methods.addift import ADDifT, ExamplePair
 from pack.trainer.methods.denoise import Denoise
 from pack.trainer.methods.ileco import ILECO
-from pack.trainer.pending import Figures
+from pack.trainer.methods.slider import Poles, Slider
+from pack.trainer.run import Step
+from pack.trainer.training_example import TrainingExample
 from tiny_host import TinyHost
 from tiny_training import make_training, train
 from torch.utils._python_dispatch import TorchDispatchMode
+from train_job import train_job
 
 STEPS = 6
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select")  # operations whose result a GPU must hand over
@@ -37,32 +39,35 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "Adam", "SGDNesterov", "Lion"])
-def test_a_step_waits_for_the_device_to_read_its_figures_alone(monkeypatch, optimizer):
-    """The loss, the length of the gradient, and whether processes have left; with clipping and a weight for the noise level."""
-    counts = []
+def test_a_step_waits_for_the_device_once_to_know_whether_it_is_finite(optimizer):
+    """One copy of loss and gradient norm, with clipping and a weight for the noise level; the first step has its proof."""
+    counts, copies = [], []
     for steps in (STEPS, 2 * STEPS):
         model, network, method, config = make_training(steps, optimizer=optimizer)
         method.batches = repeat([0, 1])  # drawn on the CPU, where nothing waits
-        with Waits() as waits:
-            train(model, network, method, config, lambda *_: None)
-        counts.append(waits.count)
-    assert (counts[1] - counts[0]) / STEPS == len(Figures._fields)
+        with Waits() as waits, pytest.MonkeyPatch.context() as patch:
+            to_list = torch.Tensor.tolist
+            patch.setattr(torch.Tensor, "tolist", lambda tensor: copies.append(tensor.shape) or to_list(tensor))
+            train(model, network, method, config)
+        counts.append((waits.count, len(copies)))
+        copies.clear()
+    assert [(second - first) / STEPS for first, second in zip(*counts)] == [0, 1]
 
 
-def test_a_steps_figures_are_read_when_the_next_one_is_under_way():
+def test_a_step_is_reported_while_the_next_one_is_computed():
     model, network, method, config = make_training(STEPS)
     events = []
     predict, model.predict = model.predict, lambda *a: events.append("forward") or predict(*a)
-    train(model, network, method, config, lambda step, *_: events.append(step))
+    train(model, network, method, config, lambda step: events.append(step.number))
     assert events == ["forward", *[e for step in range(1, STEPS) for e in ("forward", step)], STEPS]
 
 
 def calls_of_steps(monkeypatch, tiny: TinyHost, steps: int, starts: list[int], count: int) -> list[int]:
     """Return how many functions are called in `count` steps from each start on, in a training as in a graph."""
-    calls, done, tell = [0] * len(starts), [0], TrainingProgress.__call__
+    calls, done, report = [0] * len(starts), [0], TrainingProgress.report
 
-    def tell_and_count(progress: TrainingProgress, *figures: float) -> None:
-        tell(progress, *figures)
+    def report_and_count(progress: TrainingProgress, step: Step) -> None:
+        report(progress, step)
         done[0] += 1
         if done[0] in starts:
             number = starts.index(done[0])
@@ -70,7 +75,7 @@ def calls_of_steps(monkeypatch, tiny: TinyHost, steps: int, starts: list[int], c
         if done[0] - count in starts:
             sys.setprofile(None)
 
-    monkeypatch.setattr(TrainingProgress, "__call__", tell_and_count)
+    monkeypatch.setattr(TrainingProgress, "report", report_and_count)
     monkeypatch.setattr("pack.nodes.progress.SECONDS_BETWEEN_EVENTS", float("inf"))  # whose time is the clock's
     tiny.train("LoRA", steps=steps, settings=TrainingConfig(snr_gamma=0))
     return calls
@@ -87,7 +92,7 @@ def bytes_in_training(pictures: int) -> int:
     model, network, method, config = make_training(STEPS, examples)
     seen = []
 
-    def look(step: int, *_: float) -> None:
+    def look(_: Step) -> None:
         gc.collect()
         storages = [t.untyped_storage() for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter)]
         seen.append(sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()))
@@ -96,7 +101,7 @@ def bytes_in_training(pictures: int) -> int:
     return seen[STEPS // 2]
 
 
-def test_more_pictures_take_the_memory_of_their_latents_alone():
+def test_more_images_only_take_the_memory_of_their_latents():
     few, many = bytes_in_training(8), bytes_in_training(80)
     assert many - few == 72 * 2 * 64 * 4 * torch.float32.itemsize
 
@@ -107,10 +112,14 @@ def method_of(name: str, model, config: TrainingConfig, examples: list[TrainingE
         return ADDifT([ExamplePair(*examples)], repeat([0]), 1, 1.0, config)
     if name == "LoRA":
         return Denoise(examples, repeat([0, 1]), config)
+    if name == "slider":
+        return Slider([Poles(first, second, first)], examples[0].latent.shape, 0, 2.0, config)
     return ILECO([(first, second)], [], examples[0].latent.shape, 0, 1.0 if "guidance" in name else 0.0, config)
 
 
-@pytest.mark.parametrize("name, passes", [("LoRA", 1), ("iLECO", 2), ("iLECO with guidance", 3), ("ADDifT", 2)])
+@pytest.mark.parametrize(
+    "name, passes", [("LoRA", 1), ("iLECO", 2), ("iLECO with guidance", 3), ("slider", 4), ("ADDifT", 2)]
+)
 def test_a_step_runs_the_model_no_more_than_its_method_needs(shapes, monkeypatch, name, passes):
     """A batch is one pass whatever its captions; what the model makes of them is kept; the model has no gradients."""
     model, clip, _ = shapes
@@ -123,22 +132,18 @@ def test_a_step_runs_the_model_no_more_than_its_method_needs(shapes, monkeypatch
     monkeypatch.setattr(inner, "extra_conds", lambda **k: encoded.append(1) or extra_conds(**k))
     with_gradients = []
 
-    class Watching:
-        def begin(self, *_):
-            pass
+    def look(_: Step) -> None:
+        with_gradients.extend(p for p in inner.parameters() if p.grad is not None or p.requires_grad)
 
-        def __call__(self, step, *_):
-            with_gradients.extend(p for p in inner.parameters() if p.grad is not None or p.requires_grad)
-
-    training = host.Training(model, NetworkConfig(rank=4), config, method_of(name, model, config, examples), {})
+    job = host.Job(model, NetworkConfig(rank=4), config, method_of(name, model, config, examples), {})
     try:
-        lora, _ = host.train_lora(training, Watching(), lambda *_: None)
+        lora, _ = train_job(job, look)
     finally:
         handle.remove()
     assert len(forwards) == 3 * passes and len(encoded) == 2 and not with_gradients and lora
 
 
-def test_pictures_and_captions_are_encoded_once_for_all_trainings(shapes, monkeypatch):
+def test_images_and_captions_are_encoded_once_for_all_trainings(shapes, monkeypatch):
     model, clip, vae = shapes
     calls = []
     encode, encode_text = vae.encode, clip.encode_from_tokens_scheduled
@@ -156,14 +161,14 @@ def test_pictures_and_captions_are_encoded_once_for_all_trainings(shapes, monkey
     assert other[0] is not first[1][0] and torch.equal(other[0][0], first[1][0][0])
 
 
-def test_what_is_encoded_goes_with_the_pictures(shapes):
+def test_latents_are_freed_with_the_images(shapes):
     model, _, vae = shapes
     host.encode_images(vae, model, [torch.rand(64, 64, 3)])
     gc.collect()
-    kept = len(host.inputs._latents)
+    kept = len(host.encoding._latents)
     picture = torch.rand(64, 64, 3)
     host.encode_images(vae, model, [picture])
-    assert len(host.inputs._latents) == kept + 1
+    assert len(host.encoding._latents) == kept + 1
     del picture
     gc.collect()
-    assert len(host.inputs._latents) == kept
+    assert len(host.encoding._latents) == kept

@@ -16,13 +16,23 @@ CODE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib
 PROGRAMS = {"subprocess", "pty", "pip", "ctypes", "multiprocessing"}
 BUILT_IN = {"eval", "exec", "compile", "__import__", "breakpoint"}
 CALLS = {"torch.load", "torch.hub.load", "os.system", "os.popen", "os.startfile", "torch.save"}
+FREED = """ctypes.CDLL('libc.so.6').malloc_trim"""  # gives freed memory back, which nothing in Python does
 CALLS |= {f"os.{name}" for name in ("execv", "execve", "fork", "spawnv", "posix_spawn")}
 
 
 def forbidden(tree: ast.AST) -> list[str]:
     """Return what a module imports or calls that the pack must not, with its line."""
     found = [(node, name) for node in ast.walk(tree) for name in (*_imports(node), *_calls(node))]
+    found = [(node, name) for node, name in found if name != "ctypes" or not _only_frees(tree)]
     return [f"{name} in line {node.lineno}" for node, name in found]
+
+
+def _only_frees(tree: ast.AST) -> bool:
+    """Tell whether a module uses ctypes for FREED and for nothing else."""
+    allowed = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node) == FREED]
+    inside = {id(inner) for node in allowed for inner in ast.walk(node)}
+    uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "ctypes"]
+    return bool(uses) and all(id(node) in inside for node in uses)
 
 
 def _imports(node: ast.AST) -> list[str]:
@@ -55,6 +65,10 @@ def test_no_module_unpickles_runs_text_as_code_starts_programs_or_asks_the_netwo
         "def f():\n    import subprocess",
         "import os\nos.system('x')",
         "from os import system",
+        "import ctypes",
+        "import ctypes\nctypes.CDLL('libc.so.6').malloc_trim(0)\nctypes.CDLL('libc.so.6').system(b'x')",
+        "import ctypes\nlibrary = ctypes\nctypes.CDLL('libc.so.6').malloc_trim(0)",
+        "from ctypes import CDLL",
         "compile('x', '', 'exec')",
     ],
 )

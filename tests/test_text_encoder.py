@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pack.nodes import host
-from pack.nodes.train import TrainILECO, TrainLoRA
-from pack.tools.shapes.train import pixels
-from pack.tools.shapes.world import Scene
+from pack.nodes.host import text_encoder
+from pack.nodes.train_ileco import TrainILECO
+from pack.nodes.train_lora import TrainLoRA
+from pack.tools.shapes.scenes import Scene
+from pack.tools.shapes.train_shapes import pixels
 from pack.trainer.config import NetworkConfig, TrainingConfig
-from pack.trainer.data import TrainingImage
+from pack.trainer.dataset.training_image import TrainingImage
 
 BOTH, TEXT = NetworkConfig(rank=2, blocks="all, BASE"), NetworkConfig(rank=2, blocks="BASE")
 
@@ -33,7 +35,7 @@ def train(shapes, monkeypatch):
 
 
 def all_bytes(clip) -> dict[str, torch.Tensor]:
-    """Of all parameters: an SD1 file has no text projection, so that is whatever stood in the memory, maybe no number."""
+    """Of all parameters: an SD1 file has no text projection, so that is uninitialized memory, maybe NaN."""
     state = clip.cond_stage_model.state_dict()
     return {key: tensor.flatten().view(torch.uint8).clone() for key, tensor in state.items()}
 
@@ -71,7 +73,7 @@ def test_the_encoder_in_training_encodes_as_the_host_does(shapes):
     clip = shapes[1]
     texts = ["a red circle", "a (blue:1.4) square"]
     expected = host.HostTextEncoder(clip).encode(texts)
-    with host.open_training(shapes[0], False, clip), torch.no_grad():
+    with host.open_model(shapes[0], clip=clip), torch.no_grad():
         encoded = host.TrainedTextEncoder(clip).encode(texts)
     for ours, theirs in zip(encoded, expected):
         torch.testing.assert_close(ours[0].cpu(), theirs[0], rtol=1e-4, atol=1e-4)
@@ -80,12 +82,12 @@ def test_the_encoder_in_training_encodes_as_the_host_does(shapes):
         )
 
 
-def test_a_caption_of_several_pictures_is_encoded_once(shapes):
+def test_a_caption_of_several_images_is_encoded_once(shapes):
     model, clip, _ = shapes
     passes = []
     handle = clip.cond_stage_model.clip_l.transformer.register_forward_hook(lambda *_: passes.append(1))
     try:
-        with host.open_training(model, False, clip):
+        with host.open_model(model, clip=clip):
             first, other, again = host.TrainedTextEncoder(clip).encode(["red", "blue", "red"])
     finally:
         handle.remove()
@@ -95,7 +97,7 @@ def test_a_caption_of_several_pictures_is_encoded_once(shapes):
 def test_every_step_has_the_prompt_as_the_encoder_gives_it_then(shapes):
     model, clip, _ = shapes
     tensor, extra = host.HostTextEncoder(clip).encode(["a red circle"])[0]
-    with host.open_training(model, False, clip) as (denoiser, _):
+    with host.open_model(model, clip=clip) as (denoiser, _):
         prompt = [None, extra]  # one object in both steps, as a freed one's address may come again
         for factor in (1.0, 0.5):
             prompt[0] = (tensor * factor).requires_grad_()
@@ -113,7 +115,7 @@ def test_the_text_encoder_has_its_own_learning_rate(train):
     assert moved(uneven, "lora_unet") > 1e-4
 
 
-def test_a_lora_with_text_encoder_goes_on_with_it(train):
+def test_a_lora_with_text_encoder_resumes_with_it(train):
     settings = TrainingConfig(lr_scheduler="constant")
     *_, straight, _ = train(network=BOTH, settings=settings, steps=4)
     *_, first, _ = train(network=BOTH, settings=settings, steps=2)
@@ -121,14 +123,29 @@ def test_a_lora_with_text_encoder_goes_on_with_it(train):
     assert straight.keys() == second.keys() and all(torch.equal(straight[key], second[key]) for key in straight)
 
 
-def test_what_does_nothing_is_refused(shapes, train):
-    with pytest.raises(ValueError, match="text_encoder_learning_rate is set and the text encoder is not trained"):
+def test_a_text_encoder_in_training_gets_fresh_orders_and_the_empty_prompt(train, monkeypatch):
+    asked, tokenize = [], text_encoder.tokenize
+    monkeypatch.setattr(
+        text_encoder, "tokenize", lambda clip, caption: asked.append(caption) or tokenize(clip, caption)
+    )
+    settings = TrainingConfig(lr_scheduler="constant")
+    pictures = [TrainingImage(torch.rand(64, 64, 3), "sks, a, b, c, d", None, "a", (64, 64))]
+    varied = {"shuffle_tags": True, "caption_dropout": 0.3, "training_images": pictures, "batch_size": 1}
+    *_, straight, _ = train(network=BOTH, settings=settings, steps=12, **varied)
+    assert "" in asked and len({text for text in asked if text.startswith("sks, ")}) > 4
+    *_, first, _ = train(network=BOTH, settings=settings, steps=6, **varied)
+    *_, second, _ = train(lora=first, settings=settings, steps=12, **varied)
+    assert all(torch.equal(straight[key], second[key]) for key in straight)
+
+
+def test_settings_without_effect_are_refused(shapes, train):
+    with pytest.raises(ValueError, match="text_encoder_learning_rate is set but the text encoder is not trained"):
         train(settings=TrainingConfig(text_encoder_learning_rate=1e-4))
     clip = shapes[1]
     with torch.inference_mode():
         prompt = clip.encode_from_tokens_scheduled(clip.tokenize("red"))
     values = {"width": 64, "height": 64, "denoise_steps": 0, "guidance": 0.0, "steps": 2, "batch_size": 1}
-    with pytest.raises(ValueError, match="BASE, the text encoder, which Train LoRA alone trains"):
+    with pytest.raises(ValueError, match="Only Train LoRA can train BASE, the text encoder"):
         TrainILECO.execute(
             model=shapes[0], original=prompt, target=prompt, network=BOTH, learning_rate=1e-3, seed=0, **values
         )

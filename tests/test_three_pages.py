@@ -11,7 +11,7 @@ from test_load import SLOWEST, pulse  # noqa: F401
 
 NODE, STEPS = "TrainTrain_TrainILECO", 100_000
 SHOWS = """([name, text]) => findNodes(name)[0].node.widgets.find((w) => w.name === "training")
-    .element.querySelector(".traintrain-figures").textContent.includes(text)"""
+    .element.querySelector(".traintrain-metrics").textContent.includes(text)"""
 
 
 @pytest.fixture
@@ -22,13 +22,12 @@ def pages(browser, server) -> Iterator[list[ComfyPage]]:
             ComfyPage(stack.enter_context(browser.new_context()).new_page(), server, CANVASES[number % 2])
             for number in range(3)
         ]
-        opened[0].load_template("ileco_replace")
+        opened[0].load_template("3_Replace_a_concept_iLECO")
         workflow = opened[0].serialize()
         for page in opened:
             page.load(workflow)
             page.record("traintrain.end")
-            for sampler in page.find_all("KSampler"):
-                sampler.set(steps=1)
+            page.find("TrainTrain_CompareLoRAs").set(steps=1)
         yield opened
         server.post("/queue", {"clear": True})
         server.post("/interrupt", {})

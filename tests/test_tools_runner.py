@@ -9,8 +9,8 @@ import sys
 
 import pytest
 from pack.tools.errors import ToolError
-from pack.tools.host import ROOT
-from pack.tools.run import Follower, print_outputs, read_values, training_line
+from pack.tools.host_paths import ROOT
+from pack.tools.run_command import Follower, print_outputs, read_values, training_line
 from pack.tools.runner import Output, keep_outputs, load_workflow, run_workflow, set_values, to_api
 from pack.tools.server import Server
 from pack.tools.terminal import StatusLine
@@ -93,13 +93,18 @@ PROMPT = {
     "name, expected", [("Before.steps", [5, 20]), ("4.steps", [20, 5]), ("KSampler.steps", [5, 5])]
 )
 def test_values_are_set_by_title_class_or_id(name, expected):
-    changed = set_values(PROMPT, {name: 5})
+    changed = set_values(PROMPT, {name: 5}, {})
     assert [changed[node]["inputs"]["steps"] for node in "34"] == expected
     assert PROMPT["3"]["inputs"]["steps"] == PROMPT["4"]["inputs"]["steps"] == 20
 
 
 def test_none_takes_an_input_away():
-    assert set_values(PROMPT, {"SaveImage.images": None})["5"]["inputs"] == {}
+    assert set_values(PROMPT, {"SaveImage.images": None}, {})["5"]["inputs"] == {}
+
+
+def test_an_input_that_came_after_the_workflow_was_saved_can_be_set():
+    info = {"KSampler": {"input": {"required": {"steps": []}, "optional": {"cfg": []}}}}
+    assert set_values(PROMPT, {"Before.cfg": 5}, info)["3"]["inputs"] == {"steps": 20, "seed": 1, "cfg": 5}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +116,7 @@ def test_none_takes_an_input_away():
 )
 def test_a_value_for_what_is_not_there_is_refused(name, message):
     with pytest.raises(ToolError, match=message):
-        set_values(PROMPT, {name: 5})
+        set_values(PROMPT, {name: 5}, {})
 
 
 def test_a_value_of_the_command_line_is_json_or_text():

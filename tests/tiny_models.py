@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import zlib
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Iterator, NamedTuple
 
 import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import torch
+from comfy.ldm.anima import model as anima
 from comfy.ldm.wan.vae import WanVAE
 from comfy.taesd.taesd import TAESD
 from pack.nodes import host
 from safetensors.torch import save_file
 from tiny_families import FAMILIES, Family
+from tiny_quantized import dequantized, quantize
 
 WIDTH, HEIGHT = 48, 32  # unequal, so that the two are not mistaken for one another
 
@@ -37,19 +41,32 @@ class Loaded(NamedTuple):
         return [host.read_conditioning(make_prompt(self.name, *prompt))[0] for prompt in prompts]
 
 
-def load_family(name: str, folder: Path, quantized: bool = False, **options: Any) -> Loaded:
+def load_family(
+    name: str, folder: Path, quantized: bool | str = False, rounded: torch.dtype | str | None = None, **options: Any
+) -> Loaded:
     picture = torch.rand(1, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(1))
-    return Loaded(name, load_model(name, folder, quantized, options), load_vae(name), picture)
+    return Loaded(name, load_model(name, folder, quantized, options, rounded), load_vae(name), picture)
 
 
-def load_model(name: str, folder: Path, quantized: bool, options: dict[str, Any]) -> Any:
-    """Return a MODEL of a family, out of a file in half precision, or in 8 bits, that is gone again.
+def load_model(
+    name: str, folder: Path, quantized: bool | str, options: dict[str, Any], rounded: torch.dtype | str | None = None
+) -> Any:
+    """Return a MODEL of a family, out of a file in half precision, or quantized, that is gone again.
 
+    quantized: a format of tiny_quantized, or True for 8 bits as files had them before the host's formats
     options: of the host's loader
+    rounded: a type, or a format of tiny_quantized, that the weights are rounded to first
     """
     family, path = FAMILIES[name], folder / f"{name}.safetensors"
     weights = _draw_weights(network_shapes(family, family.sizes), name)
-    weights = _quantize(weights) if quantized else {key: tensor.half() for key, tensor in weights.items()}
+    if isinstance(rounded, str):
+        weights = dequantized(weights, rounded)
+    elif rounded is not None:
+        weights = {key: tensor.to(rounded).float() for key, tensor in weights.items()}
+    if isinstance(quantized, str):
+        weights = quantize(weights, quantized)
+    else:
+        weights = _quantize(weights) if quantized else {key: tensor.half() for key, tensor in weights.items()}
     save_file({**weights, **{f"{family.prefix}{key}": tensor for key, tensor in family.markers.items()}}, path)
     with set_in_host(family), torch.inference_mode():  # as the executor loads it
         if family.prefix:
@@ -61,8 +78,13 @@ def load_model(name: str, folder: Path, quantized: bool, options: dict[str, Any]
 
 
 def load_vae(name: str) -> Any:
-    """Return a VAE that makes a family's latents: the host's tiny autoencoder, or Wan's for latents with frames."""
+    """Return a VAE that makes a family's latents: the host's tiny autoencoder, or Wan's for latents with frames.
+
+    Latents of three channels are pixels.
+    """
     family = FAMILIES[name]
+    if family.latent == 3:
+        return comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
     with torch.device("meta"):
         if family.frames:
             sizes = {"dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "temperal_downsample": [False, True, True]}
@@ -81,10 +103,16 @@ def make_prompt(name: str, text: str, tokens: int = 5) -> list:
     extra: dict[str, Any] = {}
     with torch.inference_mode():
         tensor = torch.randn(1, tokens, family.text, generator=rng)
+        if family.t5:
+            extra["t5xxl_ids"] = torch.randint(1, 1000, (tokens,), generator=rng)
+            extra["t5xxl_weights"] = torch.ones(tokens)
         if family.pooled:
             extra["pooled_output"] = torch.randn(1, family.pooled, generator=rng)
+        extra |= {key: torch.randn(1, *shape, generator=rng) for key, shape in family.more.items()}
         if family.masked:
-            extra["attention_mask"] = torch.tensor([[1] * (tokens - 1) + [0]])  # the last token is padding
+            extra["attention_mask"] = torch.tensor(
+                [[1] * (tokens - 1) + [int(not family.padded)]]
+            )  # the last is padding
     return [[tensor, extra]]
 
 
@@ -92,6 +120,7 @@ class TinyCLIP:
     """What a family's CLIP does in a training that leaves it alone."""
 
     cond_stage_model = None
+    tokenizer = SimpleNamespace()
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -109,7 +138,8 @@ class TinyCLIP:
 def network_shapes(family: Family, sizes: dict[str, Any]) -> dict[str, torch.Size]:
     """Return the shapes of a network's weights under their keys in a file of the family."""
     layers = comfy.ops.disable_weight_init
-    network = family.network(**sizes, device="meta", dtype=torch.float32, operations=layers)
+    with tiny_adapter(family if sizes is family.sizes else None):
+        network = family.network(**sizes, device="meta", dtype=torch.float32, operations=layers)
     shapes = {}
     for key, tensor in network.state_dict().items():
         for ours, theirs in family.renamed.items():
@@ -125,9 +155,22 @@ def set_in_host(family: Family) -> Iterator[None]:
     before = config.unet_config, config.unet_extra_config
     config.unet_config, config.unet_extra_config = {**before[0], **family.matched}, {**before[1], **family.fixed}
     try:
-        yield
+        with tiny_adapter(family):
+            yield
     finally:
         config.unet_config, config.unet_extra_config = before
+
+
+@contextmanager
+def tiny_adapter(family: Family | None) -> Iterator[None]:
+    """Give Anima's network for prompts the family's tiny sizes, if it has such, until the block ends."""
+    before = anima.LLMAdapter
+    if family is not None and family.adapter:
+        anima.LLMAdapter = partial(before, **family.adapter)
+    try:
+        yield
+    finally:
+        anima.LLMAdapter = before
 
 
 def _quantize(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from pack.trainer.blocks import choose_layers
 from pack.trainer.config import NetworkConfig, TrainingConfig
-from pack.trainer.data import TrainingExample, draw_batches
+from pack.trainer.dataset.batches import draw_batches
 from pack.trainer.denoiser import NoisePrediction
-from pack.trainer.loop import TrainingRun
+from pack.trainer.methods import StepOutput
 from pack.trainer.methods.denoise import Denoise
 from pack.trainer.network import LoRANetwork
+from pack.trainer.run import TrainingRun
+from pack.trainer.training_example import TrainingExample
 from torch import nn
 
 
@@ -17,6 +19,7 @@ class TinyModel(nn.Module):
     """A Denoiser with one adaptable layer: prediction = layer(x_t) + conditioning."""
 
     device, dtype = torch.device("cpu"), torch.float32
+    pixels_per_latent = 8
 
     def __init__(self, parameterization=None) -> None:
         super().__init__()
@@ -53,11 +56,28 @@ def make_network(model):
     return LoRANetwork.create(choose_layers(model, config), config, key_of=str, seed=3)
 
 
-def train(model, network, method, config, on_step) -> list[float]:
+def train(model, network, method, config, on_step=lambda step: None) -> list[float]:
     run = TrainingRun(model, network, method, config)
-    run.train(on_step)
+    for step in run.steps():
+        on_step(step)
     return run.history.losses
 
 
 def weights(network) -> list[torch.Tensor]:
     return [p.detach().clone() for p in network.parameters()]
+
+
+class Fixed:
+    """Hands out the batches it is given, with the same noise for each example whatever its batch."""
+
+    def __init__(self, batches):
+        self.batches = iter(batches)
+
+    def strength(self, step):
+        return 1.0
+
+    def run_step(self, model, network, step, rng):
+        chosen = next(self.batches)
+        x_t = torch.stack([torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(i)) for i in chosen])
+        sigma = torch.ones(len(chosen))
+        return StepOutput(model.predict(x_t, sigma, [0.0] * len(chosen)), torch.zeros_like(x_t), sigma)

@@ -1,4 +1,4 @@
-"""Makes a base folder for ComfyUI: the pack, the demonstration model and its pictures."""
+"""Makes a base folder for ComfyUI: the pack, the demonstration model and its images."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .build_steps import BuildStep, complete, replace_folder
 from .errors import ToolError
-from .host import ROOT, Host, python_command
-from .stages import Stage, complete, replace_folder
+from .host_paths import ROOT, Host, python_command
 from .terminal import StatusLine
 
 FOLDERS = [
@@ -29,11 +29,12 @@ SHAPES = ROOT / "tools" / "shapes"
 CHECKPOINT = "models/checkpoints/shapes.safetensors"
 STAR = "input/purple_star"
 PAIRS = "pair_*.png"  # in input itself: Load Image lists no folders
+PAIR_FOLDERS = "pairs_*"  # of more pairs
 
 
 def forget_trainings(base: Path) -> None:
     """Remove the trainings that the pack has kept, so that the next run trains instead of taking them from disk."""
-    shutil.rmtree(base / "output" / "loras" / "trained", ignore_errors=True)
+    shutil.rmtree(base / "output" / "traintrain", ignore_errors=True)
 
 
 def prepare_base(host: Host, base: Path, status: StatusLine) -> None:
@@ -42,24 +43,28 @@ def prepare_base(host: Host, base: Path, status: StatusLine) -> None:
     weights = [SHAPES / "weights" / name for name in ("unet.safetensors", "autoencoder.safetensors")]
     complete(
         [
-            Stage(
+            BuildStep(
                 "model",
                 "Demonstration model",
                 "300 MB to write",
                 base,
-                [*weights, SHAPES / "checkpoint.py", SHAPES / "host.py"],
+                [*weights, SHAPES / "checkpoint.py", SHAPES / "build_models.py"],
                 lambda: _make_checkpoint(host, base, weights),
                 lambda: [base / CHECKPOINT],
                 disk_mb=600,
             ),
-            Stage(
-                "pictures",
-                "Demonstration pictures",
+            BuildStep(
+                "images",
+                "Demonstration images",
                 "",
                 base,
-                [SHAPES / "pictures.py", SHAPES / "pairs.py", SHAPES / "world.py"],
-                lambda: _make_pictures(host, base),
-                lambda: _files(base / STAR) + list((base / "input").glob(PAIRS)),
+                [SHAPES / "star_images.py", SHAPES / "shape_pairs.py", SHAPES / "scenes.py"],
+                lambda: _make_images(host, base),
+                lambda: [
+                    *_files(base / STAR),
+                    *(base / "input").glob(PAIRS),
+                    *(file for folder in (base / "input").glob(PAIR_FOLDERS) for file in _files(folder)),
+                ],
                 disk_mb=10,
             ),
         ],
@@ -110,23 +115,24 @@ def _make_checkpoint(host: Host, base: Path, weights: list[Path]) -> None:
     if missing := [str(path) for path in weights if not path.is_file()]:
         raise ToolError(
             f"The demonstration model's weights are missing ({', '.join(missing)}): get them back from the "
-            "repository, or train them with tools/shapes/train.py."
+            "repository, or train them with tools/shapes/train_shapes.py."
         )
-    _run(host, "model", base / CHECKPOINT)
+    _run(host, base / CHECKPOINT, "model", host.comfyui)
 
 
-def _make_pictures(host: Host, base: Path) -> None:
-    part = base / "input" / "pictures.part"
-    _run(host, "pictures", part)
+def _make_images(host: Host, base: Path) -> None:
+    part = base / "input" / "images.part"
+    _run(host, part, "images")
     for pair in part.glob(PAIRS):
         os.replace(pair, base / "input" / pair.name)
+    for folder in part.glob(PAIR_FOLDERS):
+        replace_folder(folder, base / "input" / folder.name)
     replace_folder(part, base / STAR)
 
 
-def _run(host: Host, what: str, target: Path) -> None:
-    made = subprocess.run(
-        python_command(host, "tools.demonstration", what, host.comfyui, target), capture_output=True, text=True
-    )
+def _run(host: Host, target: Path, *arguments: str | Path) -> None:
+    command = python_command(host, "tools.demonstration", *arguments, target)
+    made = subprocess.run(command, capture_output=True, text=True)
     if made.returncode:
         log = host.folder / "demonstration.log"
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Writes the demonstration model or its pictures; runs in the host's Python.
+"""Writes the demonstration model or its images; runs in the host's Python.
 
 tools.demonstration model COMFYUI FILE
-tools.demonstration pictures COMFYUI FOLDER
+tools.demonstration images FOLDER
 """
 
 from __future__ import annotations
@@ -10,29 +10,25 @@ import shutil
 import sys
 from pathlib import Path
 
-from .launch import prepare_torchvision
+from .load_pack import load_pack
 
 
-def write_model(path: Path) -> None:
+def write_model(comfyui: Path, path: Path) -> None:
     """Write the checkpoint from the repository's weights."""
-    prepare_torchvision()
-    from comfy.cli_args import args
-
-    args.cpu = True  # before the host looks for a GPU
+    load_pack(comfyui)
     from .shapes.checkpoint import assemble
 
     assemble(path)
 
 
-def write_pictures(folder: Path) -> None:
-    """Write the pictures into a new folder."""
-    from .shapes import pairs, pictures
+def write_images(folder: Path) -> None:
+    """Write the images into a new folder."""
+    from .shapes import shape_pairs, star_images
 
     shutil.rmtree(folder, ignore_errors=True)
-    pictures.write(folder)
-    pairs.write(folder)
+    star_images.write(folder)
+    shape_pairs.write(folder)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, sys.argv[2])
-    {"model": write_model, "pictures": write_pictures}[sys.argv[1]](Path(sys.argv[3]))
+    {"model": write_model, "images": write_images}[sys.argv[1]](*map(Path, sys.argv[2:]))

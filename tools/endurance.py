@@ -11,6 +11,7 @@ What it takes in relation to them is compared.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 YOUNG = 5  # trainings beside it at its start, and again at its end
@@ -40,7 +42,7 @@ class Watch:
         self.seconds.append(time.thread_time() - self._last)
         return len(self.seconds)
 
-    def go_on(self) -> None:
+    def begin_step(self) -> None:
         """Begin to measure the next step."""
         self._last = time.thread_time()
 
@@ -63,13 +65,13 @@ class Endurance:
     def run(self) -> None:
         from pack.nodes.progress import TrainingProgress
 
-        tell = TrainingProgress.__call__
+        report_step = TrainingProgress.report
 
-        def tell_and_watch(progress: TrainingProgress, *figures: float) -> None:
-            tell(progress, *figures)
+        def report_and_watch(progress: TrainingProgress, step: Any) -> None:
+            report_step(progress, step)
             (self._step_young if threading.current_thread() is self._thread else self._step_old)()
 
-        TrainingProgress.__call__ = tell_and_watch
+        TrainingProgress.report = report_and_watch
         self._train(self.steps, seed=0)
 
     def slower(self) -> float:
@@ -89,12 +91,12 @@ class Endurance:
             self._thread.start()
         if self._thread.is_alive():
             self._old.wait_for(self._young)
-        self._old.go_on()
+        self._old.begin_step()
 
     def _step_young(self) -> None:
         if self._young.step() >= WARM_UP:
             self._young.wait_for(self._old)
-        self._young.go_on()
+        self._young.begin_step()
 
     def _train_young(self, step: int) -> None:
         try:
@@ -117,10 +119,10 @@ class Endurance:
 def memory() -> int:
     """Return the bytes that the process has in memory, after what is free was given back."""
     import psutil
+    from pack.trainer.offload import give_back_freed_memory
 
-    from .bench.memory import give_back_memory
-
-    give_back_memory()
+    gc.collect()
+    give_back_freed_memory()
     return psutil.Process().memory_info().rss
 
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from .shapes.classify import classify
-from .shapes.pairs import PAIRS, Pair
-from .shapes.world import BACKGROUNDS, COLOURS, SHAPES, Scene
-
-# (scenes, samples, samples of the bare model from the same noise or references) -> success and damage in words
-Judge = Callable[[Sequence[Scene], Sequence[Image.Image], Sequence[Image.Image]], tuple[str, str]]
-Question = Callable[[Scene, Image.Image], bool]
-
+from .judges import Judge, all_of, keeps, median_psnr, negate, not_towards, shares, shows, unharmed, unmoved
+from .shapes import shape_pairs
+from .shapes.scenes import BACKGROUNDS, COLOURS, SHAPES, Scene
+from .shapes.shape_pairs import PAIRS, Pair
 
 # What pairs want that the workflow's values, which suit the background, do not give.
 DIFFERENCE_VALUES = {"colour": {"LoRA Network.rank": 16, "LoRA Network.alpha": 16.0}}
@@ -31,7 +26,7 @@ class Figure:
     prompts: each with the scene that it describes; taken in turn
     judge: what the samples are worth
     compared: whether the judge needs the bare model's samples
-    reference: a picture that the judge gets, as the autoencoder renders it, in the place of the bare model's samples
+    reference: an image that the judge gets, as the autoencoder renders it, instead of the bare model's samples
     strength: of the LoRA
     method, trained_by: the method, and the titles of the nodes that train it
     lora: title of the node that saves the LoRA
@@ -57,11 +52,13 @@ class Experiment:
     figures: list[Figure]
     values: dict[str, Any] = field(default_factory=dict)
     quick: bool = False  # whether the rough table has it
+    nodes: dict[str, Any] = field(default_factory=dict)  # more nodes in API format, for links in `values`
 
 
 def list_experiments(quick: bool) -> list[Experiment]:
     """List the trainings in the order of the table."""
-    every = [*_replacements(), *_erasures(), *_differences()]
+    prompts = [*_replacements(), *_erasures()]
+    every = [*prompts, *_closed_forms(prompts), *_sliders(), *_differences(), *_concepts()]
     return [experiment for experiment in every if experiment.quick or not quick]
 
 
@@ -70,23 +67,23 @@ def _replacements() -> Iterator[Experiment]:
         _ileco(
             "red prompts",
             _sentences(["red"]),
-            _shares(_all(_shows(colour="blue"), _keeps("shape")), _keeps("background")),
+            shares(all_of(shows(colour="blue"), keeps("shape")), keeps("background")),
         ),
-        _ileco("green and yellow prompts", _sentences(["green", "yellow"]), _unharmed("colour")),
+        _ileco("green and yellow prompts", _sentences(["green", "yellow"]), unharmed("colour")),
     ]
-    yield Experiment("red to blue", "ileco_replace", red, quick=True)
+    yield Experiment("red to blue", "3_Replace_a_concept_iLECO", red, quick=True)
     circle = [
         _ileco(
             "circle prompts",
             _sentences(shapes=["circle"]),
-            _shares(_shows(shape="square"), _keeps("colour", "background")),
+            shares(shows(shape="square"), keeps("colour", "background")),
         ),
-        _ileco("triangle prompts", _sentences(shapes=["triangle"]), _unharmed("shape")),
+        _ileco("triangle prompts", _sentences(shapes=["triangle"]), unharmed("shape")),
     ]
     words = {"1": "{}", "2": "a {}", "3": "a red {}"}
     values = {f"Original {number}.text": text.format("circle") for number, text in words.items()}
     values |= {f"Target {number}.text": text.format("square") for number, text in words.items()}
-    yield Experiment("circle to square", "ileco_replace", circle, values)
+    yield Experiment("circle to square", "3_Replace_a_concept_iLECO", circle, values)
 
 
 def _erasures() -> Iterator[Experiment]:
@@ -94,27 +91,72 @@ def _erasures() -> Iterator[Experiment]:
         _ileco(
             "triangle prompts",
             _sentences(shapes=["triangle"]),
-            _shares(_not(_shows(shape="triangle")), _keeps("colour", "background")),
+            shares(negate(shows(shape="triangle")), keeps("colour", "background")),
         ),
         _ileco(
             "circle, square prompts",
             _sentences(shapes=["circle", "square"]),
-            _unharmed("colour", "shape", "background"),
+            unharmed("colour", "shape", "background"),
         ),
     ]
-    yield Experiment("erase triangle", "ileco_erase", triangle)
+    yield Experiment("erase triangle", "4_Erase_a_concept_iLECO", triangle)
     red_circle = _sentences(["red"], ["circle"])
     neighbours = [*_sentences(["red"], ["square", "triangle"]), *_sentences(["green", "blue", "yellow"], ["circle"])]
     figures = [
         _ileco(
-            "red circle prompts", red_circle, _shares(_not(_shows(colour="red", shape="circle")), _keeps("background"))
+            "red circle prompts", red_circle, shares(negate(shows(colour="red", shape="circle")), keeps("background"))
         ),
-        _ileco("red and circle prompts", neighbours, _unharmed("colour", "shape")),
+        _ileco("red and circle prompts", neighbours, unharmed("colour", "shape")),
     ]
     words = {"Original 1.text": "red circle", "Original 2.text": "a red circle", "Train iLECO.guidance": 2.0}
     kept = {"Preserve 1.text": "a red square", "Preserve 2.text": "a blue circle"}
-    yield Experiment("erase red circle", "ileco_erase", figures, words | {"Train iLECO.preserve": None})
-    yield Experiment("... with preserve", "ileco_erase", figures, words | kept)
+    yield Experiment("erase red circle", "4_Erase_a_concept_iLECO", figures, words | {"Train iLECO.preserve": None})
+    yield Experiment("... with preserve", "4_Erase_a_concept_iLECO", figures, words | kept)
+
+
+def _closed_forms(experiments: list[Experiment]) -> Iterator[Experiment]:
+    """Yield the same trainings from iLECO's closed form, without a step and without guidance, which only harms there."""
+    for each in experiments:
+        start = {"Train iLECO.start": "closed form", "Train iLECO.steps": 0, "Train iLECO.guidance": 0.0}
+        values = each.values | start
+        yield replace(each, name=f"{each.name}, closed form", values=values)
+
+
+def _sliders() -> Iterator[Experiment]:
+    """Yield a slider of colours, which acts on circles, and one of shapes; each with the template's steps and without."""
+    circles = [(f"a circle on a {b} background", Scene("red", "circle", b)) for b in BACKGROUNDS]
+    others = [(f"a {s} on a {b} background", Scene("red", s, b)) for b in BACKGROUNDS for s in ("square", "triangle")]
+    shapes = [(f"a {c} shape on a {b} background", Scene(c, "circle", b)) for b in BACKGROUNDS for c in COLOURS]
+    red_and_blue = [
+        *_along("colour", ("red", "blue"), circles, "shape", "background"),
+        *(_slid("squares, triangles", end, others, unmoved("colour"), compared=True) for end in (1.0, -1.0)),
+    ]
+    circle_and_square = [
+        *_along("shape", ("circle", "square"), shapes, "colour", "background"),
+        *(
+            _slid("triangle prompts", e, _sentences(shapes=["triangle"]), unharmed("shape", "colour"))
+            for e in (1.0, -1.0)
+        ),
+    ]
+    words = {"Positive: strength 1.text": "circle", "Negative: strength -1.text": "square"}
+    words["Target: what it acts on.text"] = "shape"
+    for name, figures, values in (
+        ("slider red, blue", red_and_blue, {}),
+        ("slider circle, square", circle_and_square, words),
+    ):
+        yield Experiment(name, "5_Slider_from_two_prompts", figures, values)
+        yield Experiment(f"{name}, 0 steps", "5_Slider_from_two_prompts", figures, values | {"Train Slider.steps": 0})
+
+
+def _along(attribute: str, ends: tuple[str, str], prompts: list[tuple[str, Scene]], *kept: str) -> Iterator[Figure]:
+    """Yield a figure for each strength, with the share of samples at the end that its sign leads to."""
+    for strength in (1.0, 0.5, -0.5, -1.0):
+        wanted = {attribute: ends[strength < 0]}
+        yield _slid("neutral prompts", strength, prompts, shares(shows(**wanted), keeps(*kept)))
+
+
+def _slid(name: str, strength: float, prompts: list[tuple[str, Scene]], judge: Judge, compared: bool = False) -> Figure:
+    return Figure(f"{name}, {strength:g}", prompts, judge, "slider", ("Train Slider",), strength, compared)
 
 
 def _differences() -> Iterator[Experiment]:
@@ -124,7 +166,7 @@ def _differences() -> Iterator[Experiment]:
         copy = Figure(
             "any prompts",
             [prompt for prompt in _sentences() if prompt[0] != pair.caption],
-            _median_psnr,
+            median_psnr,
             "copy machine",
             ("Train Copy Machine",),
             lora="Save copy machine",
@@ -132,16 +174,60 @@ def _differences() -> Iterator[Experiment]:
         )
         both, quick = ("Train Copy Machine", "Train Difference"), name == "background"
         figures = [copy, *_both_ways(pair, "difference", both)]
-        yield Experiment(name, "copy_machine_difference", figures, values | DIFFERENCE_VALUES.get(name, {}), quick)
+        yield Experiment(
+            name, "7_Copy_machine_and_difference", figures, values | DIFFERENCE_VALUES.get(name, {}), quick
+        )
         figures = _both_ways(pair, "ADDifT", ("Train ADDifT",))
-        yield Experiment(name, "addift", figures, values | ADDIFT_VALUES.get(name, {}), quick)
+        yield Experiment(name, "6_Slider_from_two_images_ADDifT", figures, values | ADDIFT_VALUES.get(name, {}), quick)
+        if pair.more:
+            yield _from_many_pairs(name, figures)
+
+
+def _from_many_pairs(name: str, figures: list[Figure]) -> Experiment:
+    """Return the training of a slider from a folder of pairs, which is learned from the images themselves."""
+    pairs = {
+        "class_type": "TrainTrain_LoadImagePairs",
+        "inputs": {
+            **{"folder": f"pairs_{name}", "include_subfolders": False, "captions": "caption file"},
+            **{"trigger_word": "", "suffix": "_target", "width": 64, "height": 64},
+            **{"buckets_step": 8, "min_length": 64, "max_ratio": 2.0},
+        },
+    }
+    training = {
+        "steps": 400,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "bands": 1,
+        "full_at": 1.0,
+        "learn_from": "images",
+    }
+    values = {f"Train ADDifT.{key}": value for key, value in training.items()}
+    values |= {"Train ADDifT.original": ["pairs", 0], "Train ADDifT.target": ["pairs", 1]}
+    values |= {"What both show.text": ["pairs", 2], "Training Settings.min_timestep": 0}
+    values |= {"LoRA Network.rank": 16, "LoRA Network.alpha": 16.0}
+    title = f"{name}, {shape_pairs.COUNT} pairs"
+    return Experiment(title, "6_Slider_from_two_images_ADDifT", figures, values, nodes={"pairs": pairs})
+
+
+def _concepts() -> Iterator[Experiment]:
+    """Yield the training of what the model has no idea of; the star's backgrounds are those of its images."""
+    stars = [Scene("purple", "star", background) for background in ("white", "black")]
+    questions = {
+        "purple star prompts": (
+            [(star.caption(), star) for star in stars],
+            shares(keeps("colour", "shape"), keeps("background")),
+        ),
+        "known prompts": (_sentences(), unharmed("colour", "shape")),
+    }
+    figures = [Figure(name, *asked, "LoRA", ("Train LoRA",)) for name, asked in questions.items()]
+    yield Experiment("purple star", "1_Train_a_LoRA", figures)
 
 
 def _both_ways(pair: Pair, method: str, trained_by: tuple[str, ...]) -> list[Figure]:
-    kept = lambda scene, image: _keeps(*pair.kept)(scene, pair.cleaned(image))  # noqa: E731
+    kept = lambda scene, image: keeps(*pair.kept)(scene, pair.cleaned(image))  # noqa: E731
     return [
-        Figure("strength 1", pair.prompts, _shares(lambda _, image: pair.has(image), kept), method, trained_by),
-        Figure("strength -1", pair.prompts, _not_towards(pair, kept), method, trained_by, strength=-1.0, compared=True),
+        Figure("strength 1", pair.prompts, shares(lambda _, image: pair.has(image), kept), method, trained_by),
+        Figure("strength -1", pair.prompts, not_towards(pair, kept), method, trained_by, strength=-1.0, compared=True),
     ]
 
 
@@ -157,59 +243,3 @@ def _sentences(
     """List whole-sentence prompts of all scenes with these words."""
     scenes = [Scene(c, s, b) for b in backgrounds for s in shapes for c in colours]
     return [(scene.caption(), scene) for scene in scenes]
-
-
-def _keeps(*attributes: str) -> Question:
-    """Ask whether a sample has these attributes of its scene."""
-
-    def ask(scene: Scene, image: Image.Image) -> bool:
-        seen = classify(image)
-        return all(getattr(seen, name) == getattr(scene, name) for name in attributes)
-
-    return ask
-
-
-def _shows(**wanted: str) -> Question:
-    """Ask whether a sample shows these values."""
-    return lambda _, image: all(getattr(classify(image), name) == value for name, value in wanted.items())
-
-
-def _all(*questions: Question) -> Question:
-    return lambda scene, image: all(question(scene, image) for question in questions)
-
-
-def _not(question: Question) -> Question:
-    return lambda scene, image: not question(scene, image)
-
-
-def _shares(success: Question, kept: Question) -> Judge:
-    """Judge by the share of samples that show the success, and of those that lose what they should keep."""
-    return lambda scenes, images, _: (_share(success, scenes, images), _share(_not(kept), scenes, images))
-
-
-def _unharmed(*attributes: str) -> Judge:
-    """Judge prompts that the training should leave alone."""
-    return lambda scenes, images, _: ("", _share(_not(_keeps(*attributes)), scenes, images))
-
-
-def _not_towards(pair: Pair, kept: Question) -> Judge:
-    """Judge the other direction: a sample is a success unless it has the difference and the bare model's has not."""
-
-    def judge(scenes: Sequence[Scene], images: Sequence[Image.Image], before: Sequence[Image.Image]) -> tuple[str, str]:
-        fine = [not pair.has(after) or pair.has(bare) for after, bare in zip(images, before)]
-        return f"{np.mean(fine):.0%}", _share(_not(kept), scenes, images)
-
-    return judge
-
-
-def _median_psnr(
-    _: Sequence[Scene], images: Sequence[Image.Image], references: Sequence[Image.Image]
-) -> tuple[str, str]:
-    """Judge by the median PSNR of the samples to their references."""
-    pairs = [[np.asarray(image, dtype=np.float64) for image in pair] for pair in zip(images, references)]
-    errors = [np.mean((image - reference) ** 2) for image, reference in pairs]
-    return f"{np.median(10 * np.log10(255**2 / np.asarray(errors))):.1f} dB", ""
-
-
-def _share(question: Question, scenes: Sequence[Scene], images: Sequence[Image.Image]) -> str:
-    return f"{np.mean([question(*sample) for sample in zip(scenes, images)]):.0%}"

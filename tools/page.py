@@ -61,6 +61,9 @@ class ComfyPage:
         self.page, self.server, self.canvas = page, server, canvas
         self.errors: list[str] = []
         page.on("console", self._on_console)
+        self._calls = page.context.new_cdp_session(page)  # playwright's own event has no stack: who called console.warn
+        self._calls.on("Runtime.consoleAPICalled", self._on_call)
+        self._calls.send("Runtime.enable")
         page.on("pageerror", lambda error: self.errors.append(f"{error} {error.stack}"))
         page.add_init_script(FIND)
         self.open()
@@ -167,7 +170,7 @@ class ComfyPage:
         )
 
     def our_errors(self) -> list[str]:
-        """Return the errors that come from the pack."""
+        """Return the errors and warnings that come from the pack, or that the page wrote because the pack called it."""
         return [error for error in self.errors if OURS in error.lower() and not NO_TRANSLATION.search(error)]
 
     def _file_chooser(self) -> str:
@@ -177,6 +180,13 @@ class ComfyPage:
                 document.body.append(input); }"""
         )
         return "#dropped"
+
+    def _on_call(self, call: dict) -> None:
+        if call["type"] not in ("error", "warning"):
+            return
+        words = [str(value.get("value", value.get("description", ""))) for value in call["args"]]
+        callers = [frame["url"] for frame in call.get("stackTrace", {}).get("callFrames", [])]
+        self.errors.append(" ".join(words + callers))
 
     def _on_console(self, message) -> None:
         if message.type == "error":

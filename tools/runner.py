@@ -56,10 +56,10 @@ def to_api(workflow: dict, object_info: dict) -> dict:
         raise ToolError(f"The workflow cannot be converted ({error}): open and save it again in the page.") from error
 
 
-def set_values(prompt: dict, values: dict[str, Any]) -> dict:
+def set_values(prompt: dict, values: dict[str, Any], object_info: dict) -> dict:
     """Return a workflow in API format with other values: {"NODE.INPUT": value}, NODE by its title, class or id.
 
-    None takes an input away.
+    None takes an input away. A node may get an input that it has today and had not when the workflow was saved.
     Raises ToolError for a node or an input that is not there.
     """
     changed = json.loads(json.dumps(prompt))
@@ -73,13 +73,19 @@ def set_values(prompt: dict, values: dict[str, Any]) -> dict:
         if not nodes:
             titles = ", ".join(sorted({_title(changed, number) for number in changed}))
             raise ToolError(f"The workflow has no node {node_name!r}: it has {titles}.")
-        if any(key not in node["inputs"] for node in nodes):
-            raise ToolError(f"{node_name} has no input {key!r}: it has {', '.join(nodes[0]['inputs'])}.")
+        for node in nodes:
+            if key not in (known := _inputs_of(node, object_info)):
+                raise ToolError(f"{node_name} has no input {key!r}: it has {', '.join(known)}.")
         for node in nodes:
             node["inputs"] |= {key: value}
             if value is None:
                 del node["inputs"][key]
     return changed
+
+
+def _inputs_of(node: dict, object_info: dict) -> list[str]:
+    schema = object_info.get(node["class_type"], {}).get("input", {})
+    return list(node["inputs"] | schema.get("required", {}) | schema.get("optional", {}))
 
 
 def keep_outputs(prompt: dict, object_info: dict, kinds: Sequence[str]) -> dict:

@@ -1,4 +1,4 @@
-"""Takes the pictures of the help pages and of the README from ComfyUI's page, with the demonstration model.
+"""Takes the images of the help pages and of the README from ComfyUI's page, with the demonstration model.
 
     python -m tools.screenshots --comfyui .host/ComfyUI --base .host/base
 
@@ -15,19 +15,20 @@ from PIL import Image
 
 from .base_folder import forget_trainings
 from .browser import find_browser
-from .host import ROOT
+from .host_paths import ROOT
 from .page import BLANK, OPTIONS, ComfyPage, Node
 from .server import server_of_arguments
-from .shapes import pairs, pictures
+from .shapes import shape_pairs, star_images
 
 HELP = ROOT / "web" / "docs" / "images"
 README = ROOT / "docs"
 COLOURS = 128  # of a PNG: a page has few, and the files stay small
 # Where each node is to be seen with something in it; the others stand alone.
 IN_TEMPLATES = {
-    "copy_machine_difference": ["TrainCopyMachine", "TrainDifference"],
-    "addift": ["TrainADDifT"],
-    "ileco_erase": ["TrainILECO"],
+    "5_Slider_from_two_prompts": ["TrainSlider"],
+    "7_Copy_machine_and_difference": ["TrainCopyMachine", "TrainDifference"],
+    "6_Slider_from_two_images_ADDifT": ["TrainADDifT"],
+    "4_Erase_a_concept_iLECO": ["TrainILECO"],
 }
 IN_TRAINING = [
     "LoadImageFolder",
@@ -66,20 +67,21 @@ def main() -> None:
 
     program = find_browser(Path(sys.executable))
     with server_of_arguments(__doc__) as server, sync_playwright() as playwright:
-        pictures.write(server.base / "input" / "purple_star")
-        pairs.write(server.base / "input")
+        star_images.write(server.base / "input" / "purple_star")
+        shape_pairs.write(server.base / "input")
         with playwright.chromium.launch(executable_path=program, args=OPTIONS) as browser:
             window = browser.new_context(viewport={"width": 1800, "height": 1400}, device_scale_factor=1.5)
             page = ComfyPage(window.new_page(), server, "nodes 2.0")
             take_training(page)
             take_templates(page)
+            take_comparison(page)
             take_alone(page)
 
 
 def take_training(page: ComfyPage) -> None:
     """Train the first template with samples on the way, and take its nodes as they are then."""
     forget_trainings(page.server.base)
-    page.load_template("train_lora")
+    page.load_template("1_Train_a_LoRA")
     page.evaluate(ADD_PREVIEW)
     page.find("TrainTrain_PreviewSettings").set(every=100, width=64, height=64, cfg=4.0, seed=3)
     training = page.find("TrainTrain_TrainLoRA").set(learning_rate=1e-3, steps=150)
@@ -95,7 +97,7 @@ def take_training(page: ComfyPage) -> None:
 
 
 def take_page(page: ComfyPage, path: Path) -> None:
-    """Take a picture of the page, from the pictures that go in to the samples that come out, at 60 %."""
+    """Take an image of the page, from the images that go in to the samples that come out, at 60 %."""
     page.evaluate(
         """() => {
             const [bucket] = findNodes("TrainTrain_BucketImages").map(({ node }) => node);
@@ -118,6 +120,19 @@ def take_templates(page: ComfyPage) -> None:
             take_node(page, page.find_all(f"TrainTrain_{name}")[0], HELP / f"{name}.png")
 
 
+def take_comparison(page: ComfyPage) -> None:
+    """Run the template that compares, and take its node and its chart."""
+    page.load_template("8_Compare_LoRAs")
+    node = page.find("TrainTrain_CompareLoRAs")
+    grid, curve = page.run(timeout=400)[node.path]["images"]
+    node.evaluate("(node) => node.setSize([440, 1100])")
+    take_node(page, node, HELP / "CompareLoRAs.png")
+    folder = page.server.base / "output" / "compare"
+    chart = Image.open(folder / curve["filename"])
+    chart.convert("RGB").quantize(COLOURS).save(HELP / "CompareLoRAs_curve.png", optimize=True)
+    Image.open(folder / grid["filename"]).convert("RGB").save(README / "methods" / "compare_sliders.jpg", quality=90)
+
+
 def take_alone(page: ComfyPage) -> None:
     for name, values in ALONE.items():
         page.load(BLANK)
@@ -126,7 +141,7 @@ def take_alone(page: ComfyPage) -> None:
 
 
 def take_node(page: ComfyPage, node: Node, path: Path) -> None:
-    """Take a picture of one node at 100 %."""
+    """Take an image of one node at 100 %."""
     node.evaluate(
         """(node) => {
             const { ds } = app.canvas;

@@ -1,4 +1,4 @@
-"""A ComfyUI server on this machine: start it, talk to it, stop it. Standard library only."""
+"""A ComfyUI server on this machine: start it, talk to it, stop it. Standard library only, for dev.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ToolError
-from .host import has_nvidia_driver
+from .host_paths import has_nvidia_driver
 
 # A proxy of the environment has no business between us and this machine.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -82,16 +82,26 @@ class Server:
 
     def get(self, path: str) -> Any:
         """Get an answer of the server, read from JSON. Raises ToolError if there is none."""
-        return json.loads(self._ask(urllib.request.Request(f"http://{self.address}{path}"))[1])
+        return json.loads(self.request("GET", path)[1])
 
     def post(self, path: str, data: dict) -> tuple[int, Any]:
         """Send JSON; give the HTTP status and the answer, None if it is empty. Raises ToolError if nobody answers."""
-        status, body = self._ask(
-            urllib.request.Request(
-                f"http://{self.address}{path}", json.dumps(data).encode(), {"Content-Type": "application/json"}
-            )
-        )
+        status, body = self.request("POST", path, json.dumps(data).encode())
         return status, json.loads(body) if body else None
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json"
+    ) -> tuple[int, bytes]:
+        """Send a request; give the HTTP status and the body of the answer. Raises ToolError if nobody answers."""
+        headers = {} if body is None else {"Content-Type": content_type}
+        request = urllib.request.Request(f"http://{self.address}{path}", body, headers, method=method)
+        try:
+            with _OPENER.open(request, timeout=60) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+        except OSError as error:
+            raise self.lost() from error
 
     def lost(self) -> ToolError:
         """Give the error for a server that no longer answers; if it has ended, with the end of its log."""
@@ -149,15 +159,6 @@ class Server:
                 return
             time.sleep(0.1)
         raise self.lost()
-
-    def _ask(self, request: urllib.request.Request) -> tuple[int, bytes]:
-        try:
-            with _OPENER.open(request, timeout=60) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
-        except OSError as error:
-            raise self.lost() from error
 
 
 def server_of_arguments(description: str) -> Server:

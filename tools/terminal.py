@@ -1,4 +1,7 @@
-"""One line on the terminal that is written over again and again."""
+"""One line on the terminal that is written over again and again.
+
+Not by tqdm or rich: dev.py shows it before there is any package.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers of a model a LoRA may adapt, and the ids of the blocks they stand in."""
+"""Which layers of a model a LoRA can adapt, and the ids of the blocks they are in."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from torch import nn
 
 from .config import NetworkConfig
 
-TEXT_ENCODER = "BASE"  # its block id, and what the names of its layers begin with
+TEXT_ENCODER = "BASE"  # its block id, and the prefix of its layer names
 _UNET_BLOCKS = {"input_blocks": "IN", "output_blocks": "OUT"}
-# What models call the two attentions of a block. SD3.5's `x_block.attn2` is no cross-attention.
+# The names that models use for self- and cross-attention. SD3.5's `x_block.attn2` is not a cross-attention.
 _ELEMENTS = {
     "Full": "",
     "CrossAttention": r"(?<!x_block)\.(attn2|cross_attn|cross_attention)(\.|$)",
     "SelfAttention": r"\.(attn1|self_attn|self_attention)(\.|$)",
 }
+# Parts of a CLIP that no caption reaches, as they read images or sounds, or only words in quotes, as byT5 does.
+_NO_CAPTION = re.compile(r"(^|\.)(visual|vision_\w+|audio_\w+|byt5_\w+)\.")
 
 
 def block_id(layer_name: str) -> str | None:
-    """Return the id of the block that a layer stands in, or None outside the blocks.
+    """Return the id of the block that a layer is in, or None if it is in none.
 
     U-Nets: IN00..IN11, M00, OUT00..OUT11 for `input_blocks.N`, `middle_block`, `output_blocks.N`. Other models: the
-    name of their list of blocks and the index, as in `double_blocks.07`. BASE for the text encoder.
+    name of the module list and the index, such as `double_blocks.07`. The text encoder is BASE.
     """
     if layer_name.startswith("middle_block."):
         return "M00"
@@ -39,39 +41,39 @@ def block_id(layer_name: str) -> str | None:
 def choose_layers(
     model: nn.Module, config: NetworkConfig, text_encoder: nn.Module | None = None
 ) -> dict[str, nn.Module]:
-    """Return the layers to adapt by name, in the model's order; the text encoder's, if BASE is chosen, come last.
+    """Return the layers to adapt by name, in the model's order; with BASE, those of the text encoder come last.
 
-    Raises ValueError where nothing is left, or a block is named that the model has not.
+    Raises ValueError if no layer is left, or if the model does not have a block that is named.
     """
     adaptable = _adaptable_layers(model, config)
     blocks = choose_blocks(config.blocks, adaptable_blocks(model, config))
     of_element = [name for name in adaptable if re.search(_ELEMENTS[config.element], name)]
     if adaptable and not of_element:
         raise ValueError(
-            f"This model has no {config.element} of its own: most models after SDXL have one attention for prompt and "
-            "picture together. Set element to Full."
+            f"This model has no separate {config.element}: most models after SDXL use one attention for both prompt and "
+            "image. Set element to Full."
         )
     chosen = {name: adaptable[name] for name in of_element if block_id(name) in blocks}
     if TEXT_ENCODER in blocks:
         chosen |= _text_layers(text_encoder)
     if not chosen:
         raise ValueError(
-            f"No layer of this model is left with blocks {config.blocks!r:.200} and element {config.element}: "
-            "choose more blocks, or element Full."
+            f"No layer of this model matches blocks {config.blocks!r:.200} and element {config.element}: "
+            "choose more blocks, or set element to Full."
         )
     return chosen
 
 
 def adaptable_blocks(model: nn.Module, config: NetworkConfig) -> list[str]:
-    """Return the ids of the blocks of a model that have layers for a network, in order."""
+    """Return the ids of a model's blocks that have layers to adapt, in order."""
     return sorted({block_id(name) for name in _adaptable_layers(model, config)})
 
 
 def choose_blocks(text: str, known: Iterable[str]) -> set[str]:
-    """Read a list of blocks: ids, ranges and `all`, separated by commas; a leading minus takes away.
+    """Parse a list of blocks: ids, ranges and `all`, separated by commas; a leading minus excludes.
 
-    "IN04-IN08, M00" is those; "all, -M00" and "-M00" are all but one; BASE, the text encoder, is never part of `all`.
-    Raises ValueError for an id not in `known`.
+    "IN04-IN08, M00" selects six blocks; "all, -M00" and "-M00" select all but one. `all` never includes BASE, the text
+    encoder. Raises ValueError for an id not in `known`.
     """
     known = list(known)
     parts = [part.strip() for part in text.split(",") if part.strip()] or ["all"]
@@ -84,6 +86,11 @@ def choose_blocks(text: str, known: Iterable[str]) -> set[str]:
     return chosen
 
 
+def is_adaptable(layer: nn.Module | None) -> bool:
+    """Return whether an adapter can be put on a layer: a linear one, or a 2D convolution without groups."""
+    return _is_linear(layer) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+
+
 def _named_blocks(part: str, known: list[str]) -> set[str]:
     if part.lower() == "all":
         return set(known)
@@ -94,45 +101,62 @@ def _named_blocks(part: str, known: list[str]) -> set[str]:
     missing = [end for end in ends if end.lower() not in by_lower]
     if missing or len(ends) > 2:
         raise ValueError(
-            f"There is no block {missing[0] if missing else part!r:.200} to train in this model: it has {', '.join(known)}, and {TEXT_ENCODER} for the text encoder."
+            f"There is no block {missing[0] if missing else part!r:.200} to train in this model. It has "
+            f"{', '.join(known)}, and {TEXT_ENCODER} for the text encoder."
         )
     first, last = (known.index(by_lower[end.lower()]) for end in (ends[0], ends[-1]))
     return set(known[first : last + 1])
 
 
 def _adaptable_layers(model: nn.Module, config: NetworkConfig) -> dict[str, nn.Module]:
-    return {name: layer for name, layer in model.named_modules() if _is_adaptable(name, layer, model, config)}
+    return {name: layer for name, layer in model.named_modules() if _is_chosen(name, layer, model, config)}
 
 
-def _is_adaptable(name: str, layer: nn.Module, model: nn.Module, config: NetworkConfig) -> bool:
-    if block_id(name) is None:
+def _is_chosen(name: str, layer: nn.Module, model: nn.Module, config: NetworkConfig) -> bool:
+    if block_id(name) is None or not _is_in_block(name, model):
         return False
     if _is_linear(layer) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
         return _in_attention(name, model)
-    if name.startswith("input_blocks.0."):  # the first convolution reads the latents; it is of no residual block
+    if name.startswith(
+        "input_blocks.0."
+    ):  # the first convolution reads the latents and is not part of a residual block
         return False
     return config.network_type != "lierla" and isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)
 
 
+def _is_in_block(name: str, model: nn.Module) -> bool:
+    """Return whether a layer is in a list of blocks: an embedder may be a sequence, whose parts have numbers, too."""
+    blocks = name.split(".")[0]
+    if blocks == "ref_image_refiner":  # OmniGen2 and Boogu run it on reference images, which there are none of
+        return False
+    return blocks == "middle_block" or isinstance(getattr(model, blocks), nn.ModuleList)
+
+
 def _is_linear(layer: nn.Module) -> bool:
-    return hasattr(layer, "in_features") and hasattr(layer, "out_features")  # quantized layers are no nn.Linear
+    """Return whether a layer is a linear one, quantized or not, and no stack of experts."""
+    return hasattr(layer, "in_features") and hasattr(layer, "out_features") and not hasattr(layer, "num_experts")
 
 
 def _text_layers(text_encoder: nn.Module | None) -> dict[str, nn.Module]:
     if text_encoder is None:
         raise ValueError(
-            f"blocks has {TEXT_ENCODER}, the text encoder, which Train LoRA alone trains: leave it out of LoRA Network's blocks."
+            f"Only Train LoRA can train {TEXT_ENCODER}, the text encoder: remove it from blocks in LoRA Network."
         )
-    return {
+    layers = {
         f"{TEXT_ENCODER}.{name}": layer
         for name, layer in text_encoder.named_modules()
-        if _is_linear(layer) and re.search(r"\.(layers|block)\.\d+\.", name)
+        if _is_linear(layer) and re.search(r"\.(layers?|block)\.\d+\.", name) and not _NO_CAPTION.search(name)
     }
+    if not layers:
+        raise ValueError(
+            f"This CLIP has no layers to train, as it only splits captions into tokens: remove {TEXT_ENCODER} from blocks in "
+            "LoRA Network."
+        )
+    return layers
 
 
 def _in_attention(name: str, model: nn.Module) -> bool:
-    """Tell whether a layer stands in an attention block: in a U-Net those are the modules with `transformer_blocks`;
-    other models are made of them."""
+    """Return whether a layer is in an attention block: in a U-Net, a module with `transformer_blocks`; elsewhere always."""
     if not hasattr(model, "input_blocks"):
         return True
     parts = name.split(".")

@@ -13,16 +13,18 @@ _ELEMENTWISE = {"MSE": F.mse_loss, "L1": F.l1_loss, "Smooth-L1": F.smooth_l1_los
 
 
 def step_loss(output: StepOutput, model: Denoiser, config: TrainingConfig) -> torch.Tensor:
-    """Return the scalar loss: the mean of each example where its mask allows, weighted, then the mean of the batch."""
+    """Return the scalar loss: the mean per example inside its mask, weighted by min-SNR and its own weight, averaged over the batch."""
     errors = _ELEMENTWISE[config.loss](output.prediction.float(), output.target.float(), reduction="none")
     losses = _mean_per_example(errors, output.mask)
     if config.snr_gamma:
         losses = losses * model.parameterization.min_snr_weight(output.sigma, config.snr_gamma)
+    if output.weight is not None:
+        losses = losses * output.weight
     return losses.mean()
 
 
 def _mean_per_example(errors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Average errors (B, C, ..., H, W) over all but B, where mask (B, H, W) is 1; no mask may be empty."""
+    """Return the mean (B,) of errors (B, C, ..., H, W) where mask (B, H, W) is 1; no mask may be all zeros."""
     if mask is None:
         return errors.flatten(1).mean(1)
     inside = mask.view(len(mask), *[1] * (errors.ndim - 3), *mask.shape[1:])

@@ -1,29 +1,34 @@
-"""All adapter layers of one LoRA: put on a model by hooks, scaled, taken off without a trace, exported."""
+"""The adapters of one LoRA: attached to a model by hooks, scaled, detached without a trace, exported."""
 
 from __future__ import annotations
 
 from collections import Counter
 from contextlib import contextmanager
-from typing import Callable, Iterator, TypeVar
+from itertools import product
+from typing import Callable, Iterator, Sequence, TypeVar
 
 import torch
 from torch import nn
 
-from .adapters import KINDS, Adapter, LoHaLayer, LoKrLayer, adapter_like
+from .adapter_base import Adapter
+from .adapter_types import adapter_from_weights, create_adapter
+from .adapters import LoHaLayer, LoKrLayer, LoRALayer
 from .blocks import TEXT_ENCODER, block_id
 from .config import NetworkConfig, TrainingConfig
+from .dora import DoRALayer
+from .lora_forms import Key, by_key
 
-LayerWeights = dict[str, dict[str, torch.Tensor]]  # a layer's name -> its weights as `Adapter.tensors` names them
+LayerWeights = dict[str, dict[str, torch.Tensor]]  # layer name -> weights, named as in `Adapter.tensors`
 T = TypeVar("T")
 
 
 class LoRANetwork(nn.Module):
-    """The adapters of some layers of a model, or of a model and its text encoder.
+    """Holds the adapters of some layers of a model, and maybe of its text encoder.
 
-    layers: by name, as `choose_layers` gives them
-    adapters: one for each
-    config: what describes them
-    key_of: the layer's name -> its key in a LoRA file
+    layers: by name, as `choose_layers` returns them
+    adapters: one per layer, by the same names
+    config: describes the adapters
+    key_of: maps a layer's name to its key in a LoRA file, or to those of its parts
     """
 
     def __init__(
@@ -31,7 +36,7 @@ class LoRANetwork(nn.Module):
         layers: dict[str, nn.Module],
         adapters: dict[str, Adapter],
         config: NetworkConfig,
-        key_of: Callable[[str], str],
+        key_of: Callable[[str], Key],
     ) -> None:
         super().__init__()
         self.config = config
@@ -40,51 +45,76 @@ class LoRANetwork(nn.Module):
         self._reached: set[str] = set()
         self._strength = 1.0
         for index, adapter in enumerate(adapters.values()):
-            self.add_module(str(index), adapter)  # module names may hold no dots
+            self.add_module(str(index), adapter)  # module names cannot have dots
 
     @classmethod
     def create(
-        cls, layers: dict[str, nn.Module], config: NetworkConfig, key_of: Callable[[str], str], seed: int
+        cls, layers: dict[str, nn.Module], config: NetworkConfig, key_of: Callable[[str], Key], seed: int
     ) -> LoRANetwork:
-        """Return a network that has learned nothing, its start drawn by the seed."""
+        """Create a new network, initialized with the seed."""
         rng = torch.Generator().manual_seed(seed)
-        return cls(layers, {name: _adapter(layer, config, rng) for name, layer in layers.items()}, config, key_of)
+        return cls(layers, {name: create_adapter(layer, config, rng) for name, layer in layers.items()}, config, key_of)
 
     @classmethod
-    def like(cls, layers: dict[str, nn.Module], weights: LayerWeights, key_of: Callable[[str], str]) -> LoRANetwork:
-        """Return a network with the layers, types, ranks, alphas and weights of a LoRA file.
+    def from_weights(
+        cls, layers: dict[str, nn.Module], weights: LayerWeights, key_of: Callable[[str], Key]
+    ) -> LoRANetwork:
+        """Create a network with the layers, types, ranks, alphas and weights of a LoRA file.
 
-        Raises ValueError for weights that no adapter here can hold.
+        Raises ValueError if the weights of a layer are not those of a LoRA, DoRA, LoHa or LoKr.
         """
-        adapters = {name: _refuse_with_name(name, adapter_like, layer, weights[name]) for name, layer in layers.items()}
+        adapters = {
+            name: with_layer_in_error(name, adapter_from_weights, layer, weights[name])
+            for name, layer in layers.items()
+        }
         return cls(layers, adapters, _describe(adapters), key_of)
 
     def load(self, weights: LayerWeights) -> None:
-        """Take the weights of a LoRA file. Raises ValueError where it has other layers or shapes."""
+        """Load the weights of a LoRA file, with the effect that they have there.
+
+        Raises ValueError if it has other layers or shapes.
+        """
         if weights.keys() != self._layers.keys():
             odd = sorted(weights.keys() ^ self._layers.keys())
             raise ValueError(
-                f"The LoRA has {len(weights)} layers and LoRA Network chooses {len(self._layers)}; only one of them has "
-                f"{', '.join(odd[:3])}{' ...' if len(odd) > 3 else ''}: choose as the LoRA was trained, or unwire LoRA Network."
+                f"The LoRA has {len(weights)} layers and LoRA Network selects {len(self._layers)}; only one of them has "
+                f"{', '.join(odd[:3])}{' ...' if len(odd) > 3 else ''}: use the settings that the LoRA was trained with, or "
+                "disconnect LoRA Network."
             )
         for name, adapter in self._adapters.items():
-            _refuse_with_name(name, adapter.load, weights[name])
+            with_layer_in_error(name, adapter.load, weights[name])
 
     def parameter_groups(self, config: TrainingConfig) -> list[dict]:
-        """Return the parameters for an optimizer: the model's with their learning rate, then the text encoder's."""
-        groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        """Return an optimizer's parameter groups: the model's with its learning rate, then the text encoder's with its own.
+
+        With a lora_plus_ratio, each is followed by a group of the weights that start at zero, with that multiple of its rate
+        (LoRA+; Hayou et al. 2024, arXiv 2402.12354).
+        """
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {key: [] for key in product((False, True), repeat=2)}
         for name, adapter in self._adapters.items():
-            groups[block_id(name) == TEXT_ENCODER].extend(adapter.parameters())
+            for part, parameter in adapter.named_parameters():
+                is_faster = config.lora_plus_ratio != 1 and part in adapter.zero_at_start
+                groups[block_id(name) == TEXT_ENCODER, is_faster].append(parameter)
         rates = config.learning_rate, config.text_encoder_learning_rate or config.learning_rate
-        return [{"params": group, "lr": rate} for group, rate in zip(groups.values(), rates) if group]
+        factors = 1.0, config.lora_plus_ratio
+        return [
+            {"params": group, "lr": rates[is_text] * factors[is_faster]}
+            for (is_text, is_faster), group in groups.items()
+            if group
+        ]
 
     @contextmanager
     def injected(self) -> Iterator[None]:
-        """Let the adapters work inside the model until the block ends.
+        """Attach the adapters to the model until the block ends.
 
-        By hooks that are added and removed: replacing `forward` leaves one behind when two LoRAs end out of order.
+        Uses forward hooks, because replacing `forward` leaves one behind when two LoRAs are detached out of order.
         """
         handles = [layer.register_forward_hook(self._hook(name)) for name, layer in self._layers.items()]
+        handles += [
+            self._layers[name].register_forward_pre_hook(self._pre_hook(adapter))
+            for name, adapter in self._adapters.items()
+            if isinstance(adapter, DoRALayer)
+        ]
         try:
             yield
         finally:
@@ -93,9 +123,9 @@ class LoRANetwork(nn.Module):
 
     @contextmanager
     def scaled(self, strength: float) -> Iterator[None]:
-        """Run the block with the LoRA at a strength; 0 is the bare model.
+        """Run the block with the LoRA at a strength; 0 is the model without it.
 
-        The backward pass belongs into the block too: gradient checkpointing runs the forward pass again.
+        The block must include the backward pass, because gradient checkpointing recomputes the forward pass there.
         """
         before, self._strength = self._strength, strength
         try:
@@ -104,28 +134,68 @@ class LoRANetwork(nn.Module):
             self._strength = before
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Return all weights under their keys in a LoRA file, in float32 on the CPU."""
+        """Return all weights by their keys in a LoRA file: detached float32 copies on the CPU."""
         return {
-            f"{self._keys[name]}.{part}": tensor
+            f"{key}.{part}": tensor
             for name, adapter in self._adapters.items()
-            for part, tensor in adapter.tensors().items()
+            for key, tensors in by_key(self._keys[name], adapter.tensors()).items()
+            for part, tensor in tensors.items()
         }
 
     def has_learned(self) -> bool:
-        """Tell whether any adapter has moved from its start, where it adds nothing."""
+        """Return whether training has changed anything: new adapters add nothing."""
         return any(adapter.has_learned() for adapter in self._adapters.values())
 
     def size(self) -> tuple[int, int]:
-        """Return how many layers and parameters the LoRA has."""
+        """Return the numbers of layers and of parameters."""
         return len(self._layers), sum(parameter.numel() for parameter in self.parameters())
 
+    def layer_names(self) -> list[str]:
+        """Return the names of the adapted layers."""
+        return list(self._layers)
+
+    def linear_lora_layers(self) -> dict[str, nn.Module]:
+        """Return the linear layers that have a LoRA, not a DoRA, LoHa or LoKr, by name."""
+        return {
+            name: self._layers[name]
+            for name, adapter in self._adapters.items()
+            if type(adapter) is LoRALayer and adapter.conv_arguments is None
+        }
+
+    def start_at(self, name: str, up: torch.Tensor, down: torch.Tensor) -> None:
+        """Make the LoRA of a linear layer add up (out, k) @ down (k, in), k up to its rank."""
+        self._adapters[name].start_at(up, down)
+
+    def layers_with_gradient(self) -> set[str]:
+        """Return the names of the layers whose adapters have a gradient other than all zeros."""
+        names, gradients = [], []
+        for name, adapter in self._adapters.items():
+            found = [parameter.grad for parameter in adapter.parameters() if parameter.grad is not None]
+            names += [name] * len(found)
+            gradients += found
+        largest = torch._foreach_norm(gradients, torch.inf) if gradients else []
+        return {name for name, value in zip(names, torch.stack(largest).tolist() if largest else []) if value}
+
+    @contextmanager
+    def perturbed(self, names: Sequence[str]) -> Iterator[None]:
+        """Run the block with random weights in the adapters of these layers."""
+        parameters = [parameter for name in names for parameter in self._adapters[name].parameters()]
+        before, rng = [parameter.detach().clone() for parameter in parameters], torch.Generator().manual_seed(0)
+        try:
+            for parameter in parameters:
+                parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=rng))
+            yield
+        finally:
+            for parameter, weights in zip(parameters, before):
+                parameter.data.copy_(weights)
+
     def check_reached(self) -> None:
-        """Raise RuntimeError if a forward pass went past an adapter: its layer would never learn."""
+        """Raise RuntimeError if no forward pass so far has used one of the adapters: it would never learn."""
         missed = [name for name in self._layers if name not in self._reached]
         if missed:
             raise RuntimeError(
-                f"{len(missed)} of {len(self._layers)} chosen layers take no part in the model's forward pass, "
-                f"so they cannot be trained: {', '.join(missed[:8])}{' ...' if len(missed) > 8 else ''}."
+                f"{len(missed)} of {len(self._layers)} layers are not used in the model's forward pass, so they cannot be "
+                f"trained: {', '.join(missed[:8])}{' ...' if len(missed) > 8 else ''}. Exclude their blocks in LoRA Network."
             )
 
     def _hook(self, name: str) -> Callable:
@@ -139,34 +209,35 @@ class LoRANetwork(nn.Module):
 
         return add
 
+    def _pre_hook(self, adapter: DoRALayer) -> Callable:
+        def scale(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+            if self._strength == 0:
+                return None
+            return adapter.scale_input(layer.weight, inputs[0], self._strength), *inputs[1:]
 
-def _adapter(layer: nn.Module, config: NetworkConfig, rng: torch.Generator) -> Adapter:
-    kind = KINDS[config.network_type]
-    if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
-        return kind(layer, config.conv_rank or config.rank, config.conv_alpha or config.alpha, rng)
-    return kind(layer, config.rank, config.alpha, rng)
+        return scale
 
 
 def _describe(adapters: dict[str, Adapter]) -> NetworkConfig:
-    """Describe a network by its commonest type, rank and alpha."""
-    convolutions = [a for a in adapters.values() if len(a.shape) > 2 and a.shape[2] > 1]
-    main = Counter((type(a), a.rank, a.alpha) for a in adapters.values() if a not in convolutions) or Counter(
-        (type(a), a.rank, a.alpha) for a in convolutions
-    )
+    """Return a config with the most common type, rank and alpha."""
+    convolutions = [each for each in adapters.values() if len(each.shape) > 2 and each.shape[2] > 1]
+    others = [each for each in adapters.values() if each not in convolutions]
+    main = Counter((type(each), each.rank, each.alpha) for each in others or convolutions)
     (kind, rank, alpha), _ = main.most_common(1)[0]
     names = {LoHaLayer: "loha", LoKrLayer: "lokr"}
-    conv = Counter((a.rank, a.alpha) for a in convolutions).most_common(1)
+    conv = Counter((each.rank, each.alpha) for each in convolutions).most_common(1)
     conv_rank, conv_alpha = conv[0][0] if conv else (0, 0.0)
     network_type = names.get(kind, "c3lier" if convolutions else "lierla")
-    return NetworkConfig(network_type, rank, alpha, conv_rank, conv_alpha)
+    return NetworkConfig(network_type, rank, alpha, conv_rank, conv_alpha, dora=kind is DoRALayer)
 
 
-def _refuse_with_name(name: str, make: Callable[..., T], *arguments: object) -> T:
+def with_layer_in_error(name: str, make: Callable[..., T], *arguments: object) -> T:
+    """Return what a call returns. Raises its ValueError with the layer's name, also for weights that do not go together."""
     try:
         return make(*arguments)
     except ValueError as error:
-        raise ValueError(f"The LoRA cannot be trained on: its layer {name} {error}.") from error
-    except (ArithmeticError, LookupError, TypeError) as error:
+        raise ValueError(f"Training cannot start from this LoRA: its layer {name} {error}.") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         raise ValueError(
-            f"The LoRA cannot be trained on: the tensors of its layer {name} do not go together ({error})."
+            f"Training cannot start from this LoRA: the tensors of its layer {name} do not match ({error})."
         ) from error

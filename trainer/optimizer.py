@@ -1,4 +1,4 @@
-"""Optimizers by name."""
+"""The optimizers, by name."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.optim import Optimizer
 
 from .config import TrainingConfig
 from .schedule import check_schedule
-from .settings_text import Choice, Source
+from .settings_text import LazyImport, UserChoice
 
 
 @dataclass(frozen=True)
-class OptimizerSource(Source):
-    """Where an optimizer comes from.
+class OptimizerEntry(LazyImport):
+    """Describes an optimizer, and imports it when it is used.
 
-    defaults: its settings unless the user says otherwise
-    schedule_free: whether it is its own schedule
-    finds_rate: whether it finds its step size itself, one for all parameters, and the learning rate only multiplies that
-    takes_module: whether it asks for a module, for the names of its parameters
+    defaults: settings, unless the user overrides them
+    schedule_free: whether it replaces the learning rate schedule
+    finds_rate: whether it estimates one step size for all parameters, which the learning rate only multiplies
+    takes_module: whether it needs a module instead of parameters, for their names
     """
 
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -32,83 +32,85 @@ class OptimizerSource(Source):
 
 
 _TORCH, _MORE, _BITS = "torch.optim", "pytorch_optimizer", "bitsandbytes.optim"
-# Not the user's to set: the training node has the learning rate, the name says nesterov (which bitsandbytes ignores), and
-# the others are not for a training like ours.
+# Settings that users cannot change: the training node sets the learning rate, nesterov follows from the name (bitsandbytes
+# ignores it), and the rest make no sense here.
 _RESERVED = ("params", "model", "lr", "nesterov", "maximize", "differentiable", "capturable")
-# Below it those that find their own step size learn nothing, and the rates that suit all others are below it.
-_LEAST_FACTOR = 1e-3
+# With a learning rate below this, optimizers with finds_rate learn nothing; the usual rates of the others are below it.
+_MIN_MULTIPLIER = 1e-3
 
 OPTIMIZERS = {
-    "AdamW": OptimizerSource(_TORCH, "AdamW", {"fused": True}),
-    "Adam": OptimizerSource(_TORCH, "Adam", {"fused": True}),
-    "SGDNesterov": OptimizerSource(_TORCH, "SGD", {"momentum": 0.9, "nesterov": True, "fused": True}),
-    # Its own defaults ignore the learning rate.
-    "AdaFactor": OptimizerSource(_MORE, "AdaFactor", {"relative_step": False, "scale_parameter": False}),
-    "AdamMini": OptimizerSource(_MORE, "AdamMini", takes_module=True),
-    "CAME": OptimizerSource(_MORE, "CAME"),
-    "Lion": OptimizerSource(_MORE, "Lion"),
-    "Tiger": OptimizerSource(_MORE, "Tiger"),
-    "Prodigy": OptimizerSource(_MORE, "Prodigy", finds_rate=True),
-    "DAdaptAdam": OptimizerSource(_MORE, "DAdaptAdam", finds_rate=True),
-    "DAdaptLion": OptimizerSource(_MORE, "DAdaptLion", finds_rate=True),
-    "DAdaptAdaGrad": OptimizerSource(_MORE, "DAdaptAdaGrad", finds_rate=True),
-    "DAdaptAdan": OptimizerSource(_MORE, "DAdaptAdan", finds_rate=True),
-    "DAdaptSGD": OptimizerSource(_MORE, "DAdaptSGD", finds_rate=True),
-    "AdamWScheduleFree": OptimizerSource(_MORE, "ScheduleFreeAdamW", schedule_free=True),
-    "RAdamScheduleFree": OptimizerSource(_MORE, "ScheduleFreeRAdam", schedule_free=True),
-    "SGDScheduleFree": OptimizerSource(_MORE, "ScheduleFreeSGD", schedule_free=True),
-    "AdamW8bit": OptimizerSource(_BITS, "AdamW8bit"),
-    "Adam8bit": OptimizerSource(_BITS, "Adam8bit"),
-    "SGDNesterov8bit": OptimizerSource(_BITS, "SGD8bit", {"momentum": 0.9}),
-    "Lion8bit": OptimizerSource(_BITS, "Lion8bit"),
-    "PagedAdamW": OptimizerSource(_BITS, "PagedAdamW"),
-    "PagedAdamW8bit": OptimizerSource(_BITS, "PagedAdamW8bit"),
-    "PagedAdamW32bit": OptimizerSource(_BITS, "PagedAdamW32bit"),
-    "PagedLion8bit": OptimizerSource(_BITS, "PagedLion8bit"),
+    "AdamW": OptimizerEntry(_TORCH, "AdamW", {"fused": True}),
+    "Adam": OptimizerEntry(_TORCH, "Adam", {"fused": True}),
+    "SGDNesterov": OptimizerEntry(_TORCH, "SGD", {"momentum": 0.9, "nesterov": True, "fused": True}),
+    # With its own defaults it ignores the learning rate.
+    "AdaFactor": OptimizerEntry(_MORE, "AdaFactor", {"relative_step": False, "scale_parameter": False}),
+    "AdamMini": OptimizerEntry(_MORE, "AdamMini", takes_module=True),
+    "CAME": OptimizerEntry(_MORE, "CAME"),
+    "Lion": OptimizerEntry(_MORE, "Lion"),
+    "Tiger": OptimizerEntry(_MORE, "Tiger"),
+    "Prodigy": OptimizerEntry(_MORE, "Prodigy", finds_rate=True),
+    "DAdaptAdam": OptimizerEntry(_MORE, "DAdaptAdam", finds_rate=True),
+    "DAdaptLion": OptimizerEntry(_MORE, "DAdaptLion", finds_rate=True),
+    "DAdaptAdaGrad": OptimizerEntry(_MORE, "DAdaptAdaGrad", finds_rate=True),
+    "DAdaptAdan": OptimizerEntry(_MORE, "DAdaptAdan", finds_rate=True),
+    "DAdaptSGD": OptimizerEntry(_MORE, "DAdaptSGD", finds_rate=True),
+    "AdamWScheduleFree": OptimizerEntry(_MORE, "ScheduleFreeAdamW", schedule_free=True),
+    "RAdamScheduleFree": OptimizerEntry(_MORE, "ScheduleFreeRAdam", schedule_free=True),
+    "SGDScheduleFree": OptimizerEntry(_MORE, "ScheduleFreeSGD", schedule_free=True),
+    "AdamW8bit": OptimizerEntry(_BITS, "AdamW8bit"),
+    "Adam8bit": OptimizerEntry(_BITS, "Adam8bit"),
+    "SGDNesterov8bit": OptimizerEntry(_BITS, "SGD8bit", {"momentum": 0.9}),
+    "Lion8bit": OptimizerEntry(_BITS, "Lion8bit"),
+    "PagedAdamW": OptimizerEntry(_BITS, "PagedAdamW"),
+    "PagedAdamW8bit": OptimizerEntry(_BITS, "PagedAdamW8bit"),
+    "PagedAdamW32bit": OptimizerEntry(_BITS, "PagedAdamW32bit"),
+    "PagedLion8bit": OptimizerEntry(_BITS, "PagedLion8bit"),
 }
 
 
 def create_optimizer(config: TrainingConfig, parameters: list[torch.Tensor] | list[dict[str, Any]]) -> Optimizer:
-    """Create the config's optimizer of parameters, or of groups `{"params": [...], "lr": ...}` with rates of their own.
+    """Create the config's optimizer for parameters, or for groups `{"params": [...], "lr": ...}` with their own rates.
 
-    Schedule-free ones have `train()` and `eval()`, which put the weights to train, and those to use, in place.
-    Raises ValueError for an unknown name or setting, and for a schedule or rates that the optimizer would not follow.
+    Schedule-free optimizers have `train()` and `eval()`, which switch between the weights for training and for use.
+    Raises ValueError for an unknown name or setting, and for a schedule, an EMA or learning rates that the optimizer would
+    ignore.
     """
-    choice = _choice(config)
-    source = choice.of(OPTIMIZERS)
+    choice = _user_choice(config)
+    source = choice.look_up(OPTIMIZERS)
     kind = source.load()
     groups = parameters
     if not isinstance(parameters[0], dict):
         groups = [{"params": parameters, "lr": config.learning_rate}]
     if source.schedule_free:
         _check_no_schedule(config, kind)
+        _check_no_average(config)
     if source.finds_rate:
         _check_rates(config, [group["lr"] for group in groups])
     defaults = {**source.defaults, "lr": config.learning_rate}
     if not source.takes_module:
-        return choice.make(kind, groups, defaults, _RESERVED)
-    module = nn.ParameterList(p for group in groups for p in group["params"])
-    return _with_rates(choice.make(kind, module, defaults, _RESERVED), groups)
+        return choice.build(kind, groups, defaults, _RESERVED)
+    module = nn.ParameterList(parameter for group in groups for parameter in group["params"])
+    return _with_rates(choice.build(kind, module, defaults, _RESERVED), groups)
 
 
 def check_settings(config: TrainingConfig) -> None:
-    """Raise ValueError if the optimizer or the schedule does not take its settings, whatever the learning rate."""
-    config = replace(config, learning_rate=1.0)  # the training node has it
+    """Raise ValueError if the settings of the optimizer or the schedule are invalid, whatever the learning rate."""
+    config = replace(config, learning_rate=1.0)  # the training node sets it
     weight = nn.Parameter(torch.ones(2, 2))
     weight.grad = torch.ones(2, 2)
     optimizer = create_optimizer(config, [weight])
-    if OPTIMIZERS[config.optimizer].module != _BITS:  # these may need a GPU
-        with _choice(config).refusals():  # some settings are only looked at here
+    if OPTIMIZERS[config.optimizer].module != _BITS:  # may need a GPU
+        with _user_choice(config).explain_errors():  # some settings are only checked here
             optimizer.step()
     check_schedule(config)
 
 
-def _choice(config: TrainingConfig) -> Choice:
-    return Choice("optimizer", config.optimizer, config.optimizer_settings)
+def _user_choice(config: TrainingConfig) -> UserChoice:
+    return UserChoice("optimizer", config.optimizer, config.optimizer_settings)
 
 
 def _with_rates(optimizer: Optimizer, groups: list[dict[str, Any]]) -> Optimizer:
-    """Give an optimizer that made its own groups, one for each parameter, the learning rates of ours."""
+    """Set the learning rates of an optimizer that makes its own groups, one per parameter."""
     rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
     for group in optimizer.param_groups:
         group["lr"] = rates[group["params"][0]]
@@ -118,22 +120,35 @@ def _with_rates(optimizer: Optimizer, groups: list[dict[str, Any]]) -> Optimizer
 def _check_no_schedule(config: TrainingConfig, kind: Callable) -> None:
     if config.lr_scheduler != "constant":
         raise ValueError(
-            f"{config.optimizer} is its own schedule, and lr_scheduler is {config.lr_scheduler}: set it to constant."
+            f"{config.optimizer} needs no learning rate schedule, and lr_scheduler is {config.lr_scheduler}: set it to "
+            "constant."
         )
     if config.warmup_steps:
         own = "warmup_steps" in inspect.signature(kind).parameters
         instead = f", and warmup_steps={config.warmup_steps} in optimizer_settings" if own else ""
-        raise ValueError(f"{config.optimizer} warms up by itself: set the warmup_steps of the node to 0{instead}.")
+        raise ValueError(f"{config.optimizer} has its own warmup: set the warmup_steps of the node to 0{instead}.")
+
+
+def _check_no_average(config: TrainingConfig) -> None:
+    if config.ema_decay:
+        raise ValueError(
+            f"{config.optimizer} averages the weights itself, and ema_decay is {config.ema_decay}: set it to 0."
+        )
 
 
 def _check_rates(config: TrainingConfig, rates: list[float]) -> None:
-    if config.learning_rate < _LEAST_FACTOR:
+    if config.learning_rate < _MIN_MULTIPLIER:
         raise ValueError(
-            f"learning_rate is {config.learning_rate}, and {config.optimizer} finds its step size itself and multiplies it "
-            "by that: set it to about 1, or nothing is learned."
+            f"learning_rate is {config.learning_rate}, but {config.optimizer} estimates the step size itself and only "
+            "multiplies it by learning_rate: set it to about 1, or nothing is learned."
+        )
+    if config.lora_plus_ratio != 1:
+        raise ValueError(
+            f"{config.optimizer} estimates one step size for all weights and would ignore a lora_plus_ratio of "
+            f"{config.lora_plus_ratio:g}: set it to 1, or choose another optimizer."
         )
     if len(set(rates)) > 1:
         raise ValueError(
-            f"{config.optimizer} finds one step size for all layers, and would not follow a text_encoder_learning_rate of "
+            f"{config.optimizer} estimates one step size for all layers and would ignore a text_encoder_learning_rate of "
             f"{rates[-1]}: set it to 0, or choose another optimizer."
         )

@@ -1,4 +1,4 @@
-"""What a training needs to go on as if it had never stopped, on disk: safetensors and JSON, never a pickle."""
+"""Training states on disk, to resume from: safetensors and JSON, never pickle."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save, save_file
 
-from .writing import whole_file
+from .atomic_write import write_atomically
 
-State = dict[str, Any]  # of numbers, text, tensors, and lists and dicts of them; a tuple comes back as a list
+State = dict[str, Any]  # numbers, text, tensors, lists and dicts; a tuple is loaded as a list
 
 
 def save_state(path: Path, state: State, labels: dict[str, str]) -> None:
-    """Write a state whole or not at all; the labels can be read without it."""
+    """Save a state atomically, with labels that `read_labels` reads without loading it. Raises OSError."""
     named, structure = _take_apart(state)
-    with whole_file(path) as part:
+    with write_atomically(path) as part:
         save_file(named, part, metadata={**labels, "structure": structure})
 
 
 def state_to_bytes(state: State) -> bytes:
-    """Return a state as another process can read it."""
+    """Serialize a state for another process."""
     named, structure = _take_apart(state)
     return save({**named, "structure": torch.frombuffer(bytearray(structure.encode()), dtype=torch.uint8)})
 
 
 def state_from_bytes(data: bytes) -> State:
-    """Read what state_to_bytes has made."""
+    """Deserialize the result of `state_to_bytes`."""
     with torch.inference_mode(False):
         named = load(data)
     return _unpack(json.loads(named.pop("structure").numpy().tobytes()), named.__getitem__)
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """Return a state file's labels; none where it is missing or damaged."""
+    """Return the labels of a state file; empty if it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -45,28 +45,28 @@ def read_labels(path: Path) -> dict[str, str]:
 
 
 def load_state(path: Path) -> State:
-    """Read what save_state wrote. Raises OSError or ValueError for a file that is not whole."""
+    """Load a state that `save_state` wrote. Raises OSError or ValueError if the file is missing or damaged."""
     try:
-        with torch.inference_mode(False), safe_open(path, framework="pt") as file:  # an optimizer could not go on with
-            state = _unpack(
-                json.loads(file.metadata()["structure"]), file.get_tensor
-            )  # tensors that were made in inference mode
+        # An optimizer cannot update tensors that were made in inference mode.
+        with torch.inference_mode(False), safe_open(path, framework="pt") as file:
+            # Copies, which do not change with the file, and do not keep Windows from replacing it.
+            state = _unpack(json.loads(file.metadata()["structure"]), lambda name: file.get_tensor(name).clone())
     except (SafetensorError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{path.name} is no whole state of a training ({error}): delete it.") from error
+        raise ValueError(f"{path.name} is not a training state, or is damaged ({error}): delete it.") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path.name} is no state of a training: delete it.")
+        raise ValueError(f"{path.name} is not a training state: delete it.")
     return state
 
 
 def _take_apart(state: State) -> tuple[dict[str, torch.Tensor], str]:
-    """Return the tensors of a state under their numbers, and the rest as JSON."""
+    """Return the tensors of a state by their numbers, and the rest as JSON."""
     tensors: list[torch.Tensor] = []
     structure = json.dumps(_pack(state, tensors))
-    return {str(n): tensor.detach().cpu().clone().contiguous() for n, tensor in enumerate(tensors)}, structure
+    return {str(index): tensor.detach().cpu().clone().contiguous() for index, tensor in enumerate(tensors)}, structure
 
 
 def _pack(value: Any, tensors: list[torch.Tensor]) -> Any:
-    """Return the value as JSON can hold it, its tensors replaced by their numbers in the list that they are added to."""
+    """Return a value for JSON, in which each tensor is replaced by its index in the list that it is appended to."""
     if isinstance(value, torch.Tensor):
         tensors.append(value)
         return {"tensor": len(tensors) - 1}

@@ -1,10 +1,9 @@
-// The blocks of the model families, by the ids that the server gives them. tests/test_block_picker.py compares them with
-// the models.
+// The block ids of each model family, as the server names them; tests/test_block_picker.py compares them with the models.
 
 const number = (count, first = 0) => Array.from({ length: count }, (_, i) => String(first + i).padStart(2, "0"));
 
-// A U-Net of so many levels, each of three blocks. IN00 reads the latent and is never trained; `plain` blocks have
-// convolutions but no attention.
+// A U-Net with three blocks a level. IN00 takes the latent and is never trained; `plain` blocks have convolutions but no
+// attention.
 function unet(levels, plain) {
     const ids = [...number(3 * levels - 1, 1).map((n) => `IN${n}`), "M00", ...number(3 * levels).map((n) => `OUT${n}`)];
     return { ids, plain };
@@ -26,19 +25,20 @@ export const LAYOUTS = {
     "Lumina 2": lists({ context_refiner: 2, layers: 26, noise_refiner: 2 }),
     "Z-Image": lists({ context_refiner: 2, layers: 30, noise_refiner: 2 }),
     "Qwen-Image": lists({ transformer_blocks: 60 }),
+    "Anima, Krea 2": lists({ blocks: 28 }),
     "Wan 1.3B, 5B": lists({ blocks: 30 }),
     "Wan 14B": lists({ blocks: 40 }),
 };
 
-// Returns the blocks of a layout that a network type trains: lierla takes those with attention alone.
+// Returns the blocks of a layout that a network type trains: lierla (LoRA) trains only blocks with attention.
 export function trainable(layout, networkType) {
     return networkType === "lierla" ? layout.ids.filter((id) => !layout.plain.includes(id)) : layout.ids;
 }
 
-// What is known of a block beyond its id: keys of the page's texts. The U-Nets' inner blocks set composition and shapes,
-// the outer ones colours and textures (P+, Voynov et al. 2023); of SDXL's, three are known one by one (B-LoRA, Frenkel
-// et al. 2024; InstantStyle, Wang et al. 2024). Of other models nothing is established.
-const SINGLE = { SDXL: { IN08: "blocksLayoutOfPicture", OUT00: "blocksContent", OUT01: "blocksStyle" } };
+// What a block is known to control, as keys of texts.js: in U-Nets the inner blocks control composition and shapes, the
+// outer ones colors and textures (P+, Voynov et al. 2023); three blocks of SDXL are known individually (B-LoRA, Frenkel
+// et al. 2024; InstantStyle, Wang et al. 2024). Nothing is established for other models.
+const SINGLE = { SDXL: { IN08: "blocksComposition", OUT00: "blocksContent", OUT01: "blocksStyle" } };
 const DEEP_LEVEL = { "SD 1.5, SD 2": 2, SDXL: 2 };
 
 export function describe(name, id, level) {

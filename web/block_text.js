@@ -1,6 +1,6 @@
-// Reads and writes the text that says which blocks are trained, by the rules of trainer/blocks.py.
+// Parses and writes the text of `blocks`, by the rules of trainer/blocks.py.
 
-export const BASE = "BASE"; // the text encoder, which is no part of "all"
+export const BASE = "BASE"; // the text encoder, which "all" does not include
 
 const group = (id) => id.replace(/\d+$/, "");
 
@@ -11,22 +11,22 @@ function readPart(part, known) {
     return ends.length > 2 || ends.includes(-1) ? null : known.slice(ends[0], ends.at(-1) + 1);
 }
 
-// Returns the blocks that a text chooses among the known ones, and the parts of it that are not about those.
+// Returns the known blocks that a text selects, and the parts of the text that match none of them.
 export function readBlocks(text, known) {
     const parts = text.split(",").map((part) => part.trim()).filter(Boolean);
     if (!parts.length) parts.push("all");
     const chosen = new Set(parts[0].startsWith("-") ? known : []);
     const unknown = [];
     for (const part of parts) {
-        const isTaken = part.startsWith("-");
-        const ids = readPart(isTaken ? part.slice(1).trim() : part, known);
+        const isExcluded = part.startsWith("-");
+        const ids = readPart(isExcluded ? part.slice(1).trim() : part, known);
         if (ids === null) unknown.push(part);
-        for (const id of ids ?? []) isTaken ? chosen.delete(id) : chosen.add(id);
+        for (const id of ids ?? []) isExcluded ? chosen.delete(id) : chosen.add(id);
     }
     return { chosen, unknown };
 }
 
-// Joins neighbours of one kind: IN04-IN08; two of them stay apart.
+// Joins three or more consecutive ids of one group into a range: IN04-IN08.
 function joinRuns(ids, known) {
     const runs = [];
     for (const id of ids) {
@@ -37,7 +37,7 @@ function joinRuns(ids, known) {
     return runs.flatMap((run) => (run.length > 2 ? [`${run[0]}-${run.at(-1)}`] : run));
 }
 
-// Returns the shortest text for these blocks; parts that were not about the known ones come last, as they were.
+// Returns the shortest text for these blocks, followed by the unknown parts, unchanged.
 export function writeBlocks(chosen, known, unknown = []) {
     const named = joinRuns(known.filter((id) => chosen.has(id)), known);
     const left = joinRuns(known.filter((id) => !chosen.has(id)), known);

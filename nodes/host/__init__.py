@@ -1,33 +1,53 @@
-"""The bridge to ComfyUI's models: the only place that knows them.
+"""The bridge between ComfyUI's models and the trainer: the only package that knows ComfyUI's MODEL, CLIP and VAE.
 
-Everything the trainer needs is made here out of the host's MODEL, CLIP and VAE, and a trained LoRA goes back onto them.
+It prepares them for training, and applies trained LoRAs to them.
 """
 
-from .inputs import HostTextEncoder, encode_images, latent_shape, read_conditioning, scale_latents
-from .loading import open_training
-from .lora import is_large, lora_key_of, with_lora
-from .network import check_network
-from .preview import Preview
-from .text_encoder import TrainedTextEncoder, clip_with_lora, has_text_encoder, plain_clip, text_key_of
-from .training import Training, train_lora
+from .distilled import has_guidance_input, with_guidance
+from .encoding import (
+    HostTextEncoder,
+    encode_images,
+    latent_shape,
+    read_conditioning,
+    scale_latents,
+)
+from .loading import open_model
+from .lora_import import check_network
+from .lora_keys import is_large, lora_key_of, with_lora
+from .prompt_tokens import blank_prompt, join_prompts
+from .sampling import Preview, Sampling, check_sampling, decode_image, sample_latent
+from .session import Job, Session, open_session
+from .similarity import image_similarities
+from .text_encoder import TrainedTextEncoder, clip_with_lora, has_text_encoder, plain_clip
+from .text_keys import text_key_of
 
 __all__ = [
     "HostTextEncoder",
+    "Job",
     "Preview",
+    "Sampling",
+    "Session",
     "TrainedTextEncoder",
-    "Training",
+    "blank_prompt",
     "check_network",
+    "check_sampling",
     "clip_with_lora",
+    "decode_image",
     "encode_images",
+    "has_guidance_input",
     "has_text_encoder",
+    "image_similarities",
     "is_large",
+    "join_prompts",
     "latent_shape",
     "lora_key_of",
-    "open_training",
+    "open_model",
+    "open_session",
     "plain_clip",
     "read_conditioning",
+    "sample_latent",
     "scale_latents",
     "text_key_of",
-    "train_lora",
+    "with_guidance",
     "with_lora",
 ]

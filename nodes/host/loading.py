@@ -1,112 +1,156 @@
-"""A MODEL, and a CLIP with it, loaded so that autograd takes it, and left as it was."""
+"""Loads a MODEL, and maybe a CLIP, for training, and restores it afterwards."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Iterator
 
 import comfy.model_management
+import folder_paths
 import torch
 
 from ...trainer.checkpointing import checkpointed
-from .denoiser import HostDenoiser, Patcher
-from .text_encoder import Clip, copied_residuals
+from ...trainer.config import TrainingConfig
+from ...trainer.in_place import InPlaceGuard
+from ...trainer.offload import offloaded
+from .fused_kernels import differentiable_kernels
+from .host_denoiser import HostDenoiser, Patcher
+from .quantized_layers import dequantize_in_forward, restore_quantized
+from .text_encoder import Clip
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @contextmanager
-def open_training(
-    patcher: Patcher, gradient_checkpointing: bool, clip: Clip | None = None
+def open_model(
+    patcher: Patcher, config: TrainingConfig = TrainingConfig(), clip: Clip | None = None
 ) -> Iterator[tuple[HostDenoiser, torch.nn.Module]]:
-    """Load a MODEL for training and give its Denoiser and the network inside it until the block ends.
+    """Load a MODEL for training, and yield its Denoiser and the network inside it until the block ends.
 
-    Whatever ends the block, the model is as it was: weights, flags, layers. A CLIP is loaded and left likewise.
+    However the block ends, the model is as it was before: weights, flags, layers. The same applies to a CLIP.
     """
+    guard = InPlaceGuard()
     with torch.inference_mode(False), torch.enable_grad():
-        if patcher.is_dynamic():  # its weights leave the device right after each layer, which autograd must not see
-            patcher = _load_plain(patcher)
-        patchers = [patcher] if clip is None else [patcher, clip.patcher]
+        if patcher.is_dynamic():  # dynamic memory offloads weights right after each layer, which breaks autograd
+            patcher = _load_without_dynamic_memory(patcher)
+        patcher = _with_compute_dtype(config.precision, patcher)
+        patchers = patchers_of(patcher, clip)
         layers = patcher.model.diffusion_model
         try:
-            load(patchers)
+            load(patchers, config.offload)
             with ExitStack() as stack:
-                stack.enter_context(_training_flag())
+                stack.enter_context(_switched("in_training", True))  # no fused kernels, that go past the adapters
+                # No buffers for streamed weights (--novram): they are used again before the backward pass needs them.
+                stack.enter_context(_switched("NUM_STREAMS", 0))
+                stack.enter_context(differentiable_kernels())
                 stack.enter_context(_frozen([each.model for each in patchers]))
-                if gradient_checkpointing:
-                    stack.enter_context(checkpointed(layers))
-                if clip is not None:
-                    stack.enter_context(copied_residuals(clip))
-                yield HostDenoiser(patcher), layers
+                stack.enter_context(_offloaded_to_file(patcher, config.offload))
+                if config.gradient_checkpointing:
+                    stack.enter_context(checkpointed(layers, guard))
+                yield HostDenoiser(patcher, guard), layers
         finally:
-            torch.zeros((), requires_grad=True).backward()  # lets torch drop what a broken backward pass had left to do
+            torch.zeros((), requires_grad=True).backward()  # makes torch free the rest of an interrupted backward pass
             patcher.cleanup()
+            patcher.unpatch_model(device_to=None, unpatch_weights=False)  # restores the compute dtype
             for each in patchers:
-                _give_back_quantized(each.model)
+                restore_quantized(each)
 
 
-def load(patchers: list[Patcher]) -> None:
-    """Bring models whole to the device, and make them such that autograd takes them."""
-    # More memory than there is: every other model leaves the device.
-    comfy.model_management.load_models_gpu(patchers, memory_required=1e20, force_full_load=True)
+def load(patchers: list[Patcher], offload: str = "none") -> None:
+    """Load models onto the device, and make their tensors usable for autograd.
+
+    offload: "none" loads all weights; else those of a GPU wait in main memory, and each layer takes its own when it computes
+    """
+    streamed = offload != "none" and not _is_on_cpu(patchers[0])
+    if streamed:  # the host moves no weight away from the device when it loads a model that is there already
+        comfy.model_management.unload_all_models()
+    with _switched("vram_state", comfy.model_management.VRAMState.NO_VRAM) if streamed else nullcontext():
+        # More memory than any device has, so that all other models are unloaded.
+        comfy.model_management.load_models_gpu(patchers, memory_required=1e20, force_full_load=not streamed)
     for each in patchers:
-        _make_normal(each.model)
+        _replace_inference_tensors(each.model)
+        dequantize_in_forward(each.model)
     patchers[0].pre_run()
 
 
-def _load_plain(patcher: Patcher) -> Patcher:
-    """Load the model's file again without the host's dynamic memory, the LoRAs of the MODEL on it."""
+def _offloaded_to_file(patcher: Patcher, offload: str) -> AbstractContextManager[None]:
+    """Let the weights of a model on the CPU wait in ComfyUI's temporary folder."""
+    if offload == "none" or not _is_on_cpu(patcher):
+        return nullcontext()
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    return offloaded(patcher.model.diffusion_model, offload, folder)
+
+
+def _is_on_cpu(patcher: Patcher) -> bool:
+    return comfy.model_management.is_device_cpu(patcher.load_device)
+
+
+def patchers_of(patcher: Patcher, clip: Clip | None) -> list[Patcher]:
+    """Return the MODEL and the patcher of the CLIP, if there is one."""
+    return [patcher] if clip is None else [patcher, clip.patcher]
+
+
+def _load_without_dynamic_memory(patcher: Patcher) -> Patcher:
+    """Reload the model's file without ComfyUI's dynamic VRAM, with the LoRAs of the MODEL."""
     if patcher.cached_patcher_init is None:
         raise ValueError(
-            "This MODEL comes from a node that cannot load it again, as training needs with ComfyUI's dynamic memory: "
-            "load it with Load Checkpoint or Load Diffusion Model, or start ComfyUI with --disable-dynamic-vram."
+            "Training must reload the model because ComfyUI's dynamic VRAM is on, but the node that loaded it does not "
+            "support that: use Load Checkpoint or Load Diffusion Model, or start ComfyUI with --disable-dynamic-vram."
         )
     return patcher.clone(disable_dynamic=True)
 
 
-@torch.no_grad()
-def _make_normal(model: torch.nn.Module) -> None:
-    """Exchange the parameters and buffers that were made in inference mode for copies, one at a time.
+def _with_compute_dtype(precision: str, patcher: Patcher) -> Patcher:
+    """Return the MODEL set to compute in a precision. Autocast would not do: the host casts to the dtype it has loaded."""
+    loaded = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
+    if DTYPES.get(precision, loaded) == loaded:
+        return patcher
+    patcher = patcher.clone()
+    patcher.set_model_compute_dtype(DTYPES[precision])
+    return patcher
 
-    Autograd refuses inference tensors. The values stay the same, and no more than one tensor is held twice.
+
+@torch.no_grad()
+def _replace_inference_tensors(model: torch.nn.Module) -> None:
+    """Replace parameters, buffers and other tensors made in inference mode, which autograd rejects, by copies.
+
+    One at a time, so that no more than one tensor is in memory twice. Some modules keep what they have computed while
+    sampling, such as rotary embeddings, in plain attributes.
     """
     copies: dict[int, torch.Tensor] = {}
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        for tensors in (module._parameters, module._buffers, vars(module)):
             for name, tensor in tensors.items():
-                if tensor is not None and tensor.is_inference():
+                if isinstance(tensor, torch.Tensor) and tensor.is_inference():
                     if id(tensor) not in copies:
-                        copy, kept = tensor.clone(), tensor.requires_grad
-                        copies[id(tensor)] = torch.nn.Parameter(copy, kept) if tensors is module._parameters else copy
+                        copy = tensor.clone()
+                        copies[id(tensor)] = (
+                            torch.nn.Parameter(copy, tensor.requires_grad) if tensors is module._parameters else copy
+                        )
                     tensors[name] = copies[id(tensor)]
-
-
-@torch.inference_mode()
-def _give_back_quantized(model: torch.nn.Module) -> None:
-    """Exchange quantized parameters for inference tensors again, one at a time: the host cannot move others in sampling."""
-    for module in model.modules():
-        for name, tensor in module._parameters.items():
-            if tensor is not None and type(tensor.data) is not torch.Tensor and not tensor.is_inference():
-                module._parameters[name] = torch.nn.Parameter(tensor.clone(), False)
 
 
 @contextmanager
 def _frozen(models: list[torch.nn.Module]) -> Iterator[None]:
-    """Let the models' own weights have no gradients, which some loaders ask for, until the block ends."""
-    learning = [parameter for model in models for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in learning:
+    """Turn off requires_grad, which some loaders leave on, for the models' own weights until the block ends."""
+    trainable = [parameter for model in models for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in learning:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
 @contextmanager
-def _training_flag() -> Iterator[None]:
-    """Keep the host from fused kernels that go past the layers, and with them past the adapters."""
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
+def _switched(name: str, value: object) -> Iterator[None]:
+    """Set a switch of the host's memory management until the block ends."""
+    before = getattr(comfy.model_management, name)
+    setattr(comfy.model_management, name, value)
     try:
         yield
     finally:
-        comfy.model_management.in_training = before
+        setattr(comfy.model_management, name, before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 
-from ..host import module_command
 from ..terminal import StatusLine
 from .machine import has_cuda
 from .rounds import Round, list_rounds
@@ -56,14 +54,11 @@ class Bench:
     def rounds(self) -> list[Round]:
         return list_rounds(has_cuda(), self.quick)
 
-    def smallest_round(self) -> Round:
-        return list_rounds(has_cuda(), quick=True)[0]
-
     def repeats(self, round_: Round) -> int:
         return 1 if self.quick else round_.repeats
 
     def load(self, round_: Round) -> tuple[Subject, Setting]:
-        """Return the model of a round, and what all contenders are told."""
+        """Return the model of a round, and the setting of all contenders."""
         folder = self.checkpoints if round_.subject == "Shapes" else self.folder
         subject = load_subject(round_.subject, folder, round_.side, getattr(torch, round_.dtype))
         return subject, Setting(round_.batch_size, checkpointing=round_.checkpointing)
@@ -71,8 +66,3 @@ class Bench:
     def contenders(self, round_: Round) -> list[str]:
         """Name the contenders of a round: diffusers has no demonstration model and no SD3 in its old U-Net."""
         return [name for name in NAMES if name != "diffusers" or round_.subject == "SD1.5"]
-
-    def again(self, *arguments: str) -> list[str]:
-        """Return the command that starts the bench again, with the same folders."""
-        folders = ["--comfyui", self.comfyui, "--base", self.base, "--folder", self.folder]
-        return module_command(sys.executable, "tools.bench", *folders, *arguments)

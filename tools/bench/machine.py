@@ -15,16 +15,6 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def count_places() -> int:
-    """Return how many processes have a GPU, or without one a processor core, of their own."""
-    return torch.cuda.device_count() if has_cuda() else len(cores())
-
-
-def cores() -> list[int]:
-    """Return the numbers of the processor cores that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-
-
 def describe_machine() -> str:
     """Name the machine and the versions of what is measured."""
     import comfyui_version

@@ -1,10 +1,9 @@
-"""What a training costs beside the model: iLECO's second pass, telemetry, the way to the first step, more pictures."""
+"""What a training costs beside the model: iLECO's second pass, telemetry, the way to the first step."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,14 +13,15 @@ from pack.nodes.progress import SECONDS_BETWEEN_EVENTS, STEP, TrainingProgress
 from pack.trainer.config import NetworkConfig, TrainingConfig
 from pack.trainer.history import History
 from pack.trainer.methods.ileco import ILECO
+from pack.trainer.run import Step
 
 from ..base_folder import STAR, forget_trainings, make_folders, share_model
-from ..host import ROOT
+from ..host_paths import ROOT
 from ..runner import keep_outputs, load_workflow, run_workflow, set_values, to_api
 from ..server import Server
 from .subjects import Subject
 from .timing import Timed, step_clock, take_turns
-from .trainers import LEARNING_RATE, Ours, Setting, Silent, seconds_each
+from .trainers import LEARNING_RATE, Setting, seconds_each, train
 
 
 def measure_ileco(subject: Subject, setting: Setting, steps: int, repeats: int) -> dict[str, Timed]:
@@ -29,7 +29,7 @@ def measure_ileco(subject: Subject, setting: Setting, steps: int, repeats: int) 
     original, target = (host.read_conditioning(prompt)[0] for prompt in subject.prompts[:2])
     shape = tuple(subject.latents.shape[1:])
 
-    def train() -> float:
+    def ileco() -> float:
         config = TrainingConfig(
             steps=steps,
             batch_size=setting.batch_size,
@@ -40,11 +40,11 @@ def measure_ileco(subject: Subject, setting: Setting, steps: int, repeats: int) 
         method = ILECO([(original, target)], [], shape, 0, 0.0, config)
         network = NetworkConfig("lierla", setting.rank, float(setting.rank))
         with step_clock() as clock:
-            host.train_lora(host.Training(subject.model, network, config, method, {}), Silent(), lambda *_: None)
+            train(host.Job(subject.model, network, config, method, {}))
             return clock.seconds_per_step(steps)
 
     def passes() -> float:
-        with host.open_training(subject.model, setting.checkpointing) as (model, _):
+        with host.open_model(subject.model, TrainingConfig(gradient_checkpointing=setting.checkpointing)) as (model, _):
             x_t = torch.randn(setting.batch_size, *shape, device=model.device).requires_grad_()
             sigma = torch.ones(setting.batch_size, device=model.device)
 
@@ -55,17 +55,17 @@ def measure_ileco(subject: Subject, setting: Setting, steps: int, repeats: int) 
 
             return seconds_each(run, steps)
 
-    return take_turns({"iLECO": train, "two forward, one backward": passes}, repeats)
+    return take_turns({"iLECO": ileco, "two forward, one backward": passes}, repeats)
 
 
 def measure_telemetry(seconds_per_step: float) -> tuple[float, float, float]:
-    """Return the seconds of a step that is told of, those of a message, and the share of the training that both take."""
+    """Return the seconds of a step that is reported, those of a message, and the share of the training that both take."""
     hidden = SimpleNamespace(unique_id="1", prompt={}, extra_pnginfo=None)
     results = SimpleNamespace(fingerprint="0" * 16, name="bench", samples=list)
     progress = TrainingProgress(SimpleNamespace(hidden=hidden), 1_000_000, results)
-    progress.begin(192, 3_188_736, [], History())
+    progress.begin(SimpleNamespace(size=(192, 3_188_736), blocks=[], history=History()))
     progress._last_event = float("inf")  # no messages yet
-    step = seconds_each(lambda: progress(2, 0.1, LEARNING_RATE), 20_000)
+    step = seconds_each(lambda: progress.report(Step(2, 0.1, LEARNING_RATE, False, False)), 20_000)
     message = seconds_each(lambda: progress._send(STEP), 500)
     return step, message, step / seconds_per_step + message / SECONDS_BETWEEN_EVENTS
 
@@ -79,7 +79,7 @@ def measure_first_step(comfyui: Path, source: Path, folder: Path, repeats: int) 
     seconds, steps = [], []
     with Server(comfyui, folder) as server:
         object_info = server.get("/object_info")
-        workflow = to_api(load_workflow(ROOT / "example_workflows" / "train_lora.json"), object_info)
+        workflow = to_api(load_workflow(ROOT / "example_workflows" / "1_Train_a_LoRA.json"), object_info)
         workflow = keep_outputs(workflow, object_info, ["TrainTrain_SaveLoRA"])
         for repeat in range(repeats + 1):
             forget_trainings(folder)
@@ -91,17 +91,8 @@ def measure_first_step(comfyui: Path, source: Path, folder: Path, repeats: int) 
                 if event == "traintrain.step":
                     times.append((data["step"], data["seconds"], time.perf_counter() - started))
 
-            run_workflow(server, set_values(workflow, values), note)
+            run_workflow(server, set_values(workflow, values, object_info), note)
             first, last = times[0], times[-1]
             steps.append((last[1] - first[1]) / (last[0] - first[0]))
             seconds.append(first[2])
     return Timed(seconds[1:]), Timed(steps[1:]).median  # the first loads the model
-
-
-def measure_growth(
-    subject: Subject, setting: Setting, counts: Sequence[int], steps: int, repeats: int
-) -> dict[int, Timed]:
-    """Time a step with more and more pictures."""
-    trainings = {count: Ours(subject, setting, count) for count in counts}
-    turns = {str(count): (lambda training=training: training.run(steps)) for count, training in trainings.items()}
-    return {int(name): timed for name, timed in take_turns(turns, repeats).items()}

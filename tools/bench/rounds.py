@@ -34,3 +34,10 @@ def list_rounds(cuda: bool, quick: bool) -> list[Round]:
         for checkpointing in (False, True)
     ]
     return [Round(name, side, *kind, steps=21, slow_steps=6) for name, side in models for kind in kinds]
+
+
+def list_offload_rounds(cuda: bool, quick: bool) -> list[Round]:
+    """Return the models whose weights wait outside the device, with checkpointing, on this machine."""
+    models = [("SDXL", 1024), ("SD3", 1024)] if cuda else [("SD1.5", 128), ("SD3", 128)]
+    dtype = "bfloat16" if cuda else "float32"
+    return [Round(name, side, dtype, 1, True, steps=4) for name, side in models[: 1 if quick else 2]]

@@ -59,7 +59,7 @@ class Subject:
 
 
 def load_subject(name: str, folder: Path, side: int, dtype: torch.dtype) -> Subject:
-    """Load a model for pictures of side x side pixels; its file is written at the first time.
+    """Load a model for images of side x side pixels; its file is written at the first time.
 
     name: "Shapes" takes the demonstration model, "SD1.5", "SDXL" and "SD3" random weights
     folder: where the files are

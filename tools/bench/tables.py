@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
+import gc
 from collections.abc import Callable
 from functools import partial
 
-from ..host import ROOT
-from . import images, overheads
+import torch
+from pack.trainer.offload import give_back_freed_memory
+
+from ..errors import ToolError
+from . import overheads
 from .bench import CONTENDERS, NAMES, Bench
-from .machine import count_places, has_cuda
-from .memory import give_back_memory, without_kept_memory
-from .rounds import Round
-from .scaling import PROCESSES, measure_scaling
+from .machine import has_cuda
+from .offloading import measure_offload
+from .peak_memory import measure_peak
+from .rounds import Round, list_offload_rounds
+from .subjects import load_subject
 from .timing import Timed, take_turns
+from .underflow import measure_underflow
 
 ROW = "{:<9} {:>6} {:<5} {:>5} {:<5} {:<31} {:>9} {:>7} {:>9} {:>8} {:>7}"
 HEAD = ("model", "pixels", "type", "batch", "ckpt", "trainer", "steps/s", "spread", "images/s", "ours is", "limit")
 TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-PICTURES = (8, 80, 800)  # of a training, to see what grows with them
 
 
 def show_trainers(bench: Bench) -> None:
@@ -36,7 +39,8 @@ def show_trainers(bench: Bench) -> None:
 
 def _run(bench: Bench, round_: Round, name: str, contender) -> float:
     bench.status.show(f"{round_.subject}, batch {round_.batch_size}: {NAMES[name]} ...")
-    give_back_memory()  # what the one before has left behind, or there would be no room
+    gc.collect()
+    give_back_freed_memory()  # what the one before has left behind, or there would be no room
     return contender.run(round_.slow_steps if name in ("host", "fastest") else round_.steps)
 
 
@@ -67,19 +71,32 @@ def show_memory(bench: Bench) -> None:
         peaks: dict[str, float] = {}
         for name in bench.contenders(round_):
             bench.status.show(f"{round_.subject}, batch {round_.batch_size}: memory of {NAMES[name]} ...")
-            done = _alone(bench, "--peak", json.dumps([name, vars(round_)]))
-            if done.returncode:
-                bench.status.keep(f"{NAMES[name]} failed: {(done.stderr.strip() or '?').splitlines()[-1]}")
+            try:
+                peaks[name] = measure_peak(bench, name, round_)
+            except ToolError as error:
+                bench.status.keep(f"{NAMES[name]} failed: {error}")
                 continue
-            peaks[name] = float(done.stdout.split()[-1])
             share = f"ours is {peaks['ours'] / peaks[name]:.2f}x" if "ours" in peaks else ""
             what = f"{round_.subject:<9} batch {round_.batch_size} ckpt {_checkpointing(round_):<4} {NAMES[name]:<31}"
             bench.status.keep(f"{what} {peaks[name]:8.0f} MB   {share}")
 
 
-def _alone(bench: Bench, *arguments: str) -> subprocess.CompletedProcess:
-    """Run the bench again in a process of its own, which gives freed memory back."""
-    return subprocess.run(bench.again(*arguments), capture_output=True, text=True, env=without_kept_memory(), cwd=ROOT)
+def show_offload(bench: Bench) -> None:
+    """What offload saves and costs, each setting in a process of its own."""
+    for round_ in list_offload_rounds(has_cuda(), bench.quick):
+        plain: tuple[float, float] | None = None
+        for offload in ("none", "blocks", "all"):
+            bench.status.show(f"{round_.subject}: offload {offload} ...")
+            try:
+                peak, seconds = measure_offload(bench, offload, round_)
+            except ToolError as error:
+                bench.status.keep(f"{round_.subject}, offload {offload} failed: {error}")
+                continue
+            plain = plain or (peak, seconds)
+            bench.status.keep(
+                f"{round_.subject:<6} {TYPES[round_.dtype]} {round_.side} pixels, offload {offload:<6} {peak:8.0f} MB "
+                f"{peak / plain[0]:.2f}x, {seconds:6.2f} s a step {seconds / plain[1]:.2f}x"
+            )
 
 
 def show_ileco(bench: Bench) -> None:
@@ -91,11 +108,20 @@ def show_ileco(bench: Bench) -> None:
 
 
 def show_telemetry(bench: Bench) -> None:
-    """What telling the page costs."""
+    """The cost of reporting to the page."""
     step, message, share = overheads.measure_telemetry(seconds_per_step=0.1)
     bench.status.keep(
         f"telemetry: {step * 1e6:.1f} us a step, {message * 1e6:.0f} us a message, {share:.3%} of a training of 10 steps/s"
     )
+
+
+def show_underflow(bench: Bench) -> None:
+    """The share of a gradient that fp16 flushes to zero, of an SD1.5 that computes in fp16."""
+    side = 1024 if has_cuda() else 512
+    subject = load_subject("SD1.5", bench.folder, side, torch.float16 if has_cuda() else torch.float32)
+    bench.status.show(f"SD1.5, {side} pixels in fp16: gradients ...")
+    for name, (zero, broken) in measure_underflow(subject, 1024).items():
+        bench.status.keep(f"fp16, factor {name}: {zero:.2%} of the gradient is 0, {broken:.2%} is not finite")
 
 
 def show_first_step(bench: Bench) -> None:
@@ -106,40 +132,12 @@ def show_first_step(bench: Bench) -> None:
     )
 
 
-def show_growth(bench: Bench) -> None:
-    """The time of a step and the memory with more and more pictures."""
-    round_ = bench.smallest_round()
-    timed = overheads.measure_growth(*bench.load(round_), PICTURES, round_.steps, round_.repeats)
-    for count, each in timed.items():
-        peak = float(_alone(bench, "--peak", json.dumps(["ours", vars(round_), count])).stdout.split()[-1])
-        bench.status.keep(f"{count:>5} pictures: {each.median:.3f} s a step (spread {each.spread:.0%}), {peak:.0f} MB")
-
-
-def show_images(bench: Bench) -> None:
-    """How fast a folder of photographs is loaded and cropped."""
-    count, repeats = (40, 1) if bench.quick else (1000, 3)
-    measured = images.measure_images(bench.comfyui, count, bench.folder / "photographs", repeats=repeats)
-    for line in images.table(measured):
-        bench.status.keep(line)
-
-
-def show_scaling(bench: Bench) -> None:
-    """The time of a step of one process, and of two with twice the batch."""
-    if count_places() < PROCESSES:
-        return bench.status.keep("scaling: not measured, for it needs two GPUs, or two processor cores")
-    timed = measure_scaling(bench.comfyui, bench.checkpoints, steps=9, repeats=1 if bench.quick else 3)
-    for name, each in timed.items():
-        share = f"{timed['one'].median / each.median:.2f} of one"
-        bench.status.keep(f"{name:<13} {each.median:.3f} s a step (spread {each.spread:.0%}), {share}")
-
-
 PARTS: dict[str, Callable[[Bench], None]] = {
     "trainers": show_trainers,
     "memory": show_memory,
     "ileco": show_ileco,
+    "offload": show_offload,
+    "underflow": show_underflow,
     "telemetry": show_telemetry,
     "first step": show_first_step,
-    "growth": show_growth,
-    "images": show_images,
-    "scaling": show_scaling,
 }

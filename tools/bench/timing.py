@@ -42,7 +42,7 @@ class StepClock:
     def seconds_per_step(self, steps: int) -> float:
         """Return the mean over all steps but the first, which is a warm-up."""
         synchronize()
-        return (time.perf_counter() - self.times[0]) / (steps - 1)  # some optimizers tell of a step twice
+        return (time.perf_counter() - self.times[0]) / (steps - 1)  # some optimizers report a step twice
 
 
 @contextmanager

@@ -20,8 +20,9 @@ from comfy.ldm.modules.attention import attention_pytorch
 from diffusers import UNet2DConditionModel
 from pack.nodes import host
 from pack.trainer.config import NetworkConfig, TrainingConfig
-from pack.trainer.data import TrainingExample, draw_batches
+from pack.trainer.dataset.batches import draw_batches
 from pack.trainer.methods.denoise import Denoise
+from pack.trainer.training_example import TrainingExample
 from peft import LoraConfig
 
 from .subjects import EXAMPLES, Subject
@@ -34,21 +35,18 @@ PEFT_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contenders are told."""
+    """The setting of all contenders."""
 
     batch_size: int
     rank: int = 16
     checkpointing: bool = False
 
 
-class Silent:
-    """A progress that nobody watches."""
-
-    def begin(self, *_: Any) -> None:
-        pass
-
-    def __call__(self, *_: Any) -> None:
-        pass
+def train(job: host.Job) -> None:
+    """Train a job to its end, without a page and without files."""
+    with host.open_session(job, lambda session: None) as session:
+        for _ in session.steps():
+            pass
 
 
 class Ours:
@@ -62,10 +60,10 @@ class Ours:
 
     def run(self, steps: int) -> float:
         with step_clock() as clock:
-            host.train_lora(self.training(steps), Silent(), lambda *_: None)
+            train(self.job(steps))
             return clock.seconds_per_step(steps)
 
-    def training(self, steps: int) -> host.Training:
+    def job(self, steps: int) -> host.Job:
         network = NetworkConfig("lierla", self.setting.rank, float(self.setting.rank))
         config = TrainingConfig(
             steps=steps,
@@ -76,7 +74,7 @@ class Ours:
         )
         shapes = [example.latent.shape for example in self.examples]
         batches = draw_batches(shapes, config.batch_size, torch.Generator().manual_seed(0))
-        return host.Training(self.subject.model, network, config, Denoise(self.examples, batches, config), {})
+        return host.Job(self.subject.model, network, config, Denoise(self.examples, batches, config), {})
 
 
 class HostTrainer:
@@ -129,7 +127,7 @@ class Diffusers:
         with torch.device("meta"):
             self.unet = UNet2DConditionModel(**subject.diffusers)
         names = comfy.utils.unet_to_diffusers(model.model_config.unet_config)
-        with host.open_training(subject.model, False) as (_, layers):  # which makes them such that autograd takes them
+        with host.open_model(subject.model) as (_, layers):  # which makes them such that autograd takes them
             weights = layers.state_dict()
         renamed = {
             name: weights[names[name.replace("add_embedding", "label_emb.0")]].to(self.device, self.dtype)
@@ -182,7 +180,10 @@ class Limit:
 
     def run(self, steps: int) -> float:
         setting, examples = self.ours.setting, self.ours.examples
-        with host.open_training(self.ours.subject.model, setting.checkpointing) as (model, _):
+        with host.open_model(self.ours.subject.model, TrainingConfig(gradient_checkpointing=setting.checkpointing)) as (
+            model,
+            _,
+        ):
             shape = (setting.batch_size, *examples[0].latent.shape)
             x_t = torch.randn(shape, device=model.device).requires_grad_()
             sigma = torch.ones(setting.batch_size, device=model.device)

@@ -40,7 +40,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def assemble(path: Path) -> None:
     """Write the whole model as an fp16 checkpoint that the host's CheckpointLoaderSimple takes for SD1."""
-    from .host import build_text_encoder
+    from .build_models import build_text_encoder
 
     state = {f"model.diffusion_model.{k}": v for k, v in load_weights(WEIGHTS / "unet.safetensors").items()}
     state |= {f"first_stage_model.{k}": v for k, v in load_weights(WEIGHTS / "autoencoder.safetensors").items()}

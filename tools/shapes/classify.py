@@ -1,4 +1,4 @@
-"""Say what a picture of the demonstration world shows, by looking at its pixels."""
+"""Say what an image of the demonstration model shows, by looking at its pixels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .world import BACKGROUNDS, COLOURS, NEW_COLOURS, NEW_SHAPES, SHAPES, SIZE, outline
+from .scenes import BACKGROUNDS, COLOURS, NEW_COLOURS, NEW_SHAPES, SHAPES, SIZE, outline
 
 EDGE = 60  # distance in RGB (of 441) from the background beyond which a pixel belongs to the shape
 NEAR = 90  # distance in RGB within which a colour is the named one
@@ -17,7 +17,7 @@ ALIKE = 0.75  # overlap (intersection over union) with a shape's own outline fro
 
 @dataclass(frozen=True)
 class Seen:
-    """What a picture shows; None where it is nothing that has a name."""
+    """What an image shows; None where it is nothing that has a name."""
 
     colour: str | None
     shape: str | None
@@ -25,7 +25,7 @@ class Seen:
 
 
 def classify(image: Image.Image) -> Seen:
-    """Name the background by the picture's rim, the shape by its outline, the colour by the shape's inside."""
+    """Name the background by the image's rim, the shape by its outline, the colour by the shape's inside."""
     pixels = np.asarray(image.convert("RGB").resize((SIZE, SIZE)), dtype=np.float32)
     rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     background = np.median(rim, axis=0)

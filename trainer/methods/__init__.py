@@ -1,4 +1,4 @@
-"""The training methods: each decides which latents, prompts and strength make the prediction and its target."""
+"""The training methods: each defines the latents, prompts and strength behind the prediction and its target."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from ..network import LoRANetwork
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one forward pass of a method gives.
+    """Holds the result of one batch of a method.
 
     prediction: (B, C, H, W), with gradients
-    target: shaped like it, without
+    target: (B, C, H, W), without gradients
     sigma: noise levels (B,)
-    mask: (B, H, W), 1 where the loss counts, or None where all of it does
+    mask: (B, H, W), 1 where the loss is taken, or None for everywhere
+    weight: (B,), factors on the examples' losses, or None for 1
     """
 
     prediction: torch.Tensor
     target: torch.Tensor
     sigma: torch.Tensor
     mask: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
 
 
 class Method(Protocol):
-    """What the loop asks of a method."""
+    """Stands for a training method in the loop."""
 
     def strength(self, step: int) -> float:
-        """Return the LoRA's strength in this step, forward and backward."""
+        """Return the LoRA's strength in a step (from 0), for the forward and the backward pass."""
 
     def run_step(self, model: Denoiser, network: LoRANetwork, step: int, rng: torch.Generator) -> StepOutput:
-        """Run the forward passes of one batch; `rng` lives on the model's device."""
+        """Run the forward passes of one batch. step: from 0; rng: on the CPU"""
 
     def skip(self, batches: int) -> None:
-        """Go past the first batches, which a training that goes on has had."""
+        """Skip the first batches, which a resumed training has already used."""

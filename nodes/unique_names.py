@@ -1,0 +1,17 @@
+"""Unique names for what is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def with_unique_names(items: Iterable[tuple[str, Item]]) -> dict[str, Item]:
+    """Return items by their names; a name that is taken gets a number, as in "star (2)"."""
+    named: dict[str, Item] = {}
+    for name, item in items:
+        same = sum(known == name or known.startswith(f"{name} (") for known in named)
+        named[f"{name} ({same + 1})" if same else name] = item
+    return named

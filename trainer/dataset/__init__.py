@@ -1,0 +1,1 @@
+"""From image files to batches: folders, captions, masks, buckets, crops. Knows nothing of training."""
