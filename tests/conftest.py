@@ -32,9 +32,16 @@ def is_long(request) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files of few tests first: they are the long ones, and one that starts last leaves the other processes idle."""
+    """Run files of few tests first: they are the long ones, and one that starts last leaves the other processes idle.
+
+    A page on a busy machine can miss a click, or take longer than any wait: a browser's test that has timed out is run
+    once more before it counts as failed.
+    """
     sizes = Counter(item.path for item in items)
     items.sort(key=lambda item: (sizes[item.path], item.path))
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.flaky(reruns=1, only_rerun=["TimeoutError"]))
 
 
 @pytest.fixture(scope="module")
