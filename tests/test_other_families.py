@@ -24,11 +24,14 @@ from tiny_host import TinyHost
 from tiny_models import load_family, load_model
 
 ALL = OTHERS | MORE
-METHODS = ["LoRA", "iLECO", "copy machine", "difference", "ADDifT"]
+METHODS = ["LoRA", "iLECO", "slider", "copy machine", "difference", "ADDifT"]
 SIZES = {name: (320, 256) for name in ("PixArt Alpha", "PixArt Sigma")}  # they fail on smaller pictures
 SIZE = (64, 32)
 BLOCKS = {
     "HunyuanDiT": "blocks",
+    "HunyuanDiT 1.1": "blocks",
+    "PixelDiT": "patch_blocks pixel_blocks",
+    "Z-Image on pixels": "context_refiner layers noise_refiner",
     "InstructPix2Pix (SDXL)": "IN M OUT",
     "Ovis-Image": "double_blocks single_blocks",
     "PixArt Alpha": "blocks",
@@ -57,6 +60,7 @@ BLOCKS = {
 }
 REASONS = {
     "Cosmos Predict2": "its prediction type",
+    "HiDream-O1": "its image is made inside of a language model",
     "Stable Cascade": "its prediction type",
     "Lotus": "it needs an image as input",
     "SD x4 upscaler": "it enlarges an image",
