@@ -65,12 +65,11 @@ class LoRANetwork(nn.Module):
 
         Raises ValueError if the weights of a layer are not those of a LoRA, DoRA, LoHa or LoKr.
         """
-        chosen = {part.name: layers[part.layer] for part in parts}
-        adapters = {}
+        chosen, adapters = {part.name: layers[part.layer] for part in parts}, {}
         for part in parts:
             layer = part.stand_in(layers[part.layer])
             adapters[part.name] = with_layer_in_error(part.name, adapter_from_weights, layer, part.weights)
-        apart = {part.name: part for part in parts if not part.is_whole}
+        apart = {name: part for name, part in zip(adapters, parts) if not part.is_whole}
         return cls(chosen, adapters, _describe(adapters), key_of, apart)
 
     def load(self, parts: Sequence[Part]) -> None:
