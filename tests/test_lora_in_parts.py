@@ -6,13 +6,16 @@ import re
 
 import comfy.lora
 import comfy.utils
+import folder_paths
 import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from pack.nodes.host.lora_import import create_network
 from pack.nodes.host.lora_keys import with_lora
+from pack.trainer.config import NetworkConfig
 from pack.trainer.lora_file import load_lora
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from tiny_host import TinyHost
 from tiny_models import load_family
 
 # How programs begin the keys for a family: ai-toolkit and diffusers, OneTrainer, SimpleTuner with LyCORIS.
@@ -48,16 +51,13 @@ def parts(model, style: str) -> dict[str, tuple[tuple, tuple[int, int]]]:
 
 
 def lora_for(model, style: str, kind: str = "lora") -> dict[str, torch.Tensor]:
-    """A LoRA or LoHa with ranks and alphas that change from part to part; some have no alpha."""
+    """A LoRA, LoHa or LoKr with ranks and alphas that change from part to part; some have no alpha. mixed: all three"""
     rng, lora = torch.Generator().manual_seed(0), {}
     draw = lambda *shape: 0.3 * torch.randn(shape, generator=rng)  # noqa: E731
     for number, (key, (_, (rows, columns))) in enumerate(parts(model, style).items()):
-        rank = 2 + number % 2
-        pairs = {"lora": [("lora_up.weight", "lora_down.weight")]}.get(
-            kind, [("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")]
-        )
-        for outer, inner in pairs:
-            lora |= {f"{key}.{outer}": draw(rows, rank), f"{key}.{inner}": draw(rank, columns)}
+        of = ("lokr", "lora", "loha")[number % 3] if kind == "mixed" else kind
+        shapes = shapes_of(of, rows, columns, rank=2 + number % 2)
+        lora |= {f"{key}.{name}": draw(*shape) for name, shape in shapes.items()}
         if number % 3:
             lora[f"{key}.alpha"] = torch.tensor(float(number % 5 + 1))
     return lora
@@ -144,13 +144,61 @@ def test_flux_as_peft_saves_it(models, tmp_path):
     assert_same_effect(models["Flux"], lora)
 
 
-def test_a_lokr_of_parts_is_refused_in_a_sentence(models):
+@pytest.mark.parametrize("kind", ["lokr", "mixed"])
+@pytest.mark.parametrize("family, style", CASES)
+def test_lokrs_stay_apart_under_their_own_keys(models, family, style, kind):
+    model, lora = models[family], lora_for(models[family], style, kind)
+    network, added = begin(model, lora), effect(model, lora)
+    after = network.weights()
+    kept = {key for key in after if "lokr" in key and not key.startswith("lora_unet_")}
+    assert len(kept) >= 4 and kept <= lora.keys()
+    for key, delta in effect(model, after).items():
+        torch.testing.assert_close(delta, added[key], rtol=1e-5, atol=1e-5)
+    assert network.size()[0] > len(added)  # several adapters on one layer
+
+
+@pytest.mark.parametrize("strength", [1.0, -0.5])
+@pytest.mark.parametrize("kind", ["lokr", "mixed"])
+@pytest.mark.parametrize("family", ["Flux", "SD3"])
+def test_a_layer_in_training_adds_what_the_host_adds_to_its_weight(models, family, kind, strength):
+    """Each layer is run alone, so that no other one hides a difference; SD3 has a layer whose rows are in another order."""
+    model = models[family]
+    lora = lora_for(model, "lycoris_", kind)
+    network, rng = begin(model, lora), torch.Generator().manual_seed(1)
+    for key, delta in effect(model, lora).items():
+        layer = model.model.get_submodule(key.removesuffix(".weight"))
+        x = torch.randn(2, 3, delta.shape[1], generator=rng)
+        with torch.no_grad():
+            bare = layer(x)
+            with network.injected(), network.scaled(strength):
+                adapted = layer(x)
+        torch.testing.assert_close(adapted - bare, strength * (x @ delta.T), rtol=1e-3, atol=1e-2)
+
+
+def test_a_lokr_of_parts_trains_and_resumes(models, tmp_path, monkeypatch):
+    tiny = TinyHost(tmp_path, "Flux")
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    lora = lora_for(tiny.model, "lycoris_", "lokr")
+    *_, trained, loss = tiny.train("copy machine", lora=lora, network=None)
+    parts = [key for key in lora if re.search(r"_(to|add)_[qkv](_proj)?\.lokr_w1$", key)]
+    assert len(parts) >= 12 and not any(torch.equal(trained[key], lora[key]) for key in parts)
+    *_, longer, loss = tiny.train("copy machine", lora=trained, network=None, steps=6)
+    assert len(loss["loss"]) == 6 and longer.keys() == trained.keys()
+
+
+def test_a_lokr_of_parts_does_not_fit_lora_network(models):
+    lora = lora_for(models["Flux"], "lycoris_", "lokr")
+    config = NetworkConfig(network_type="lokr")
+    unet = models["Flux"].model.diffusion_model
+    with pytest.raises(ValueError, match=r"img_attn.qkv \(lycoris_.*disconnect LoRA Network"):
+        create_network(config, lora, 0, models["Flux"], None, unet)
+
+
+def test_a_dora_of_parts_is_refused_in_a_sentence(models):
     key = "transformer.transformer_blocks.0.attn.to_q"
-    lora = {f"{key}.lokr_w1": torch.ones(8, 8), f"{key}.lokr_w2": torch.ones(16, 16)}
-    assert len(with_lora(models["Flux"], lora).patches) == 1
-    with pytest.raises(
-        ValueError, match=r"its layer double_blocks.0.img_attn.qkv is in parts.*LoKr.*Load LoRA and train"
-    ):
+    lora = {f"{key}.{name}": torch.ones(shape) for name, shape in shapes_of("lora", 128, 128).items()}
+    lora[f"{key}.dora_scale"] = torch.ones(1, 128)
+    with pytest.raises(ValueError, match=r"its layer double_blocks.0.img_attn.qkv is in parts.*DoRA.*Load LoRA and"):
         begin(models["Flux"], lora)
 
 
@@ -167,9 +215,11 @@ def test_a_file_for_layers_of_other_sizes_is_refused(models, kind, key):
             begin(models["Flux"], lora)
 
 
-def shapes_of(kind: str, rows: int, columns: int) -> dict[str, tuple[int, int]]:
+def shapes_of(kind: str, rows: int, columns: int, rank: int = 2) -> dict[str, tuple[int, int]]:
     if kind == "lora":
-        return {"lora_up.weight": (rows, 2), "lora_down.weight": (2, columns)}
+        return {"lora_up.weight": (rows, rank), "lora_down.weight": (rank, columns)}
     if kind == "loha":
-        return {f"hada_w{n}_{side}": (rows, 2) if side == "a" else (2, columns) for n in (1, 2) for side in "ab"}
-    return {"lokr_w1": (2, 2), "lokr_w2": (rows // 2, columns // 2)}
+        return {f"hada_w{n}_{side}": (rows, rank) if side == "a" else (rank, columns) for n in (1, 2) for side in "ab"}
+    if rank == 2:
+        return {"lokr_w1": (2, 2), "lokr_w2": (rows // 2, columns // 2)}
+    return {"lokr_w1": (4, 2), "lokr_w2_a": (rows // 4, rank), "lokr_w2_b": (rank, columns // 2)}

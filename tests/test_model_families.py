@@ -24,6 +24,7 @@ from pack.nodes.train_copy_machine import TrainCopyMachine
 from pack.nodes.train_difference import TrainDifference
 from pack.nodes.train_ileco import TrainILECO
 from pack.nodes.train_lora import TrainLoRA
+from pack.nodes.train_slider import TrainSlider
 from pack.trainer.blocks import block_id, choose_layers
 from pack.trainer.config import NETWORK_TYPES, NetworkConfig
 from pack.trainer.dataset.training_image import TrainingImage
@@ -166,6 +167,8 @@ def test_the_other_methods_train(family, tmp_path):
     ways = {"swap": False, "difference_mask": True, "alternation_ratio": 1.0, "bands": 10}
     pair = {"vae": family.vae, "original": family.picture, "target": other}
     results.append(train(TrainADDifT, family, tmp_path, **pair, **prompts, **ways))
+    ends = {"positive": blue, "negative": prompt, "target": make_prompt(family.name, "green")}
+    results.append(train(TrainSlider, family, tmp_path, **ends, **size))
     for model, lora, loss in results:
         assert len(loss["loss"]) == 2 and all(math.isfinite(value) and value > 0 for value in loss["loss"])
         assert len(model.patches) == sum(key.endswith(".alpha") for key in lora) == len(adaptable_layers(family))

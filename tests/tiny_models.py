@@ -15,6 +15,7 @@ import comfy.supported_models
 import torch
 from comfy.ldm.anima import model as anima
 from comfy.ldm.wan.vae import WanVAE
+from comfy.taesd.taehv import TAEHV
 from comfy.taesd.taesd import TAESD
 from pack.nodes import host
 from safetensors.torch import save_file
@@ -78,7 +79,7 @@ def load_model(
 
 
 def load_vae(name: str) -> Any:
-    """Return a VAE that makes a family's latents: the host's tiny autoencoder, or Wan's for latents with frames.
+    """Return a VAE that makes a family's latents: the host's tiny autoencoder, or Wan's or a tiny one for latents with frames.
 
     Latents of three channels are pixels.
     """
@@ -86,7 +87,9 @@ def load_vae(name: str) -> Any:
     if family.latent == 3:
         return comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
     with torch.device("meta"):
-        if family.frames:
+        if family.frames and family.latent != 16:
+            network = TAEHV(latent_channels=family.latent)
+        elif family.frames:
             sizes = {"dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "temperal_downsample": [False, True, True]}
             network = WanVAE(dim=8, z_dim=family.latent, attn_scales=[], dropout=0.0, **sizes)
         else:

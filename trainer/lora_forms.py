@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Callable, Sequence
 
 import torch
+from torch import nn
 
+from .adapter_base import Adapter
 from .adapter_types import adapter_type_of
 from .adapters import LoHaLayer, LoRALayer
+from .dora import DoRALayer
 
 Weights = dict[str, torch.Tensor]  # of one layer, by their names in a LoRA file
 
@@ -30,6 +33,8 @@ class Part:
     dimension: 0 for a part of the rows, 1 for a part of the columns
     start, length: where the part is; a length of None means all
     reorder: puts the rows of a matrix in the order of the model, if the file has another
+    layer: name of the layer
+    key: the part's in the file that it is from
     """
 
     weights: Weights
@@ -37,6 +42,42 @@ class Part:
     start: int = 0
     length: int | None = None
     reorder: Callable[[torch.Tensor], torch.Tensor] | None = None
+    layer: str = ""
+    key: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return a name that no other part has: the layer's for all of it."""
+        return self.layer if self.is_whole else f"{self.layer} ({self.key})"
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether the weights are for the whole layer as it is."""
+        return self.length is None and self.reorder is None
+
+    def stand_in(self, layer: nn.Module) -> nn.Module:
+        """Return what an adapter of the part takes as its layer: without weights if it is not all of it."""
+        if self.is_whole:
+            return layer
+        rows, columns = (
+            whole if self.length is None or self.dimension != dimension else self.length
+            for dimension, whole in enumerate(layer.weight.shape)
+        )
+        return nn.Linear(columns, rows, bias=False, device="meta")
+
+    def add(self, adapter: Adapter, output: torch.Tensor, x: torch.Tensor, strength: float) -> torch.Tensor:
+        """Return the layer's output (..., out), for its input x (..., in), with what an adapter of the part adds to it."""
+        whole = slice(None)
+        part = whole if self.length is None else slice(self.start, self.start + self.length)
+        rows, columns = (part, whole) if self.dimension == 0 else (whole, part)
+        own, x = output[..., rows], x[..., columns]
+        if self.reorder is None:
+            own = adapter(own, x, strength)
+        else:
+            own = own + self.reorder(adapter(torch.zeros_like(own), x, strength).movedim(-1, 0)).movedim(0, -1)
+        if rows == whole:
+            return own
+        return torch.cat((output[..., : rows.start], own, output[..., rows.stop :]), -1)
 
 
 @dataclass(frozen=True)
@@ -93,22 +134,32 @@ def by_key(key: Key, weights: Weights) -> dict[str, Weights]:
     }
 
 
-def join_parts(parts: Sequence[Part], shape: torch.Size) -> Weights:
-    """Return weights for a whole layer of a shape (out, in) with the effect of all its parts.
+def join_parts(parts: Sequence[Part], shape: torch.Size) -> list[Part]:
+    """Return one part, the whole layer of a shape (out, in), with the effect of all parts, or the same if that is not possible.
+
+    LoRAs become one LoRA, LoHas one LoHa. LoKrs stay apart, as the blocks of a Kronecker product are multiples of each other,
+    and those of q, k and v are not; so do several kinds, and LoHas that overlap. Raises ValueError if one of several is a DoRA.
+    """
+    if len(parts) == 1 and parts[0].is_whole:
+        return list(parts)
+    kinds = {adapter_type_of(part.weights) for part in parts}
+    if DoRALayer in kinds or len(shape) > 2:
+        raise ValueError(
+            "is in parts, as q, k and v, which can be LoRAs, LoHas or LoKrs of linear layers, not DoRAs or convolutions: put it "
+            "on the model with Load LoRA and train a new one"
+        )
+    kind = kinds.pop()
+    if kinds or kind not in _OUTER or (kind is LoHaLayer and _overlap(parts)):
+        return list(parts)
+    return [Part(_joined(kind, parts, shape), layer=parts[0].layer)]
+
+
+def _joined(kind: type[Adapter], parts: Sequence[Part], shape: torch.Size) -> Weights:
+    """Return weights of a kind for a whole layer of a shape (out, in).
 
     The matrices of the input are stacked, those of the output stand side by side, each in the rows of its part: so the rank
     is the sum of the parts' ranks. Parts that have the same matrices of the input, as `by_key` makes them, keep their rank.
-    Raises ValueError if the parts are not LoRAs alone or LoHas alone.
     """
-    if len(parts) == 1 and parts[0].length is None and parts[0].reorder is None:
-        return parts[0].weights
-    kinds = {_product_of(part.weights) for part in parts}
-    kind = kinds.pop()
-    if kind is None or kinds or (kind is LoHaLayer and _overlap(parts)):
-        raise ValueError(
-            "is in parts, as q, k and v, which only a LoRA or LoHa for each can be, not a LoKr or several kinds: put it on the "
-            "model with Load LoRA and train a new one"
-        )
     scales = [kind.scale_of(part.weights) for part in parts]
     scale = max(scales, key=scales.count) or 1.0
     outer = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from typing import Callable, Iterator, Sequence, TypeVar
 
@@ -16,9 +17,8 @@ from .adapters import LoHaLayer, LoKrLayer, LoRALayer
 from .blocks import TEXT_ENCODER, block_id
 from .config import NetworkConfig, TrainingConfig
 from .dora import DoRALayer
-from .lora_forms import Key, by_key
+from .lora_forms import Key, Part, by_key
 
-LayerWeights = dict[str, dict[str, torch.Tensor]]  # layer name -> weights, named as in `Adapter.tensors`
 T = TypeVar("T")
 
 
@@ -29,6 +29,7 @@ class LoRANetwork(nn.Module):
     adapters: one per layer, by the same names
     config: describes the adapters
     key_of: maps a layer's name to its key in a LoRA file, or to those of its parts
+    parts: where an adapter is for only a part of its layer, by name; the name is then the part's, and so is the key
     """
 
     def __init__(
@@ -37,11 +38,12 @@ class LoRANetwork(nn.Module):
         adapters: dict[str, Adapter],
         config: NetworkConfig,
         key_of: Callable[[str], Key],
+        parts: dict[str, Part] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
-        self._layers, self._adapters = layers, adapters
-        self._keys = {name: key_of(name) for name in layers}
+        self._layers, self._adapters, self._parts = layers, adapters, parts or {}
+        self._keys = {name: self._parts[name].key if name in self._parts else key_of(name) for name in layers}
         self._reached: set[str] = set()
         self._strength = 1.0
         for index, adapter in enumerate(adapters.values()):
@@ -56,24 +58,26 @@ class LoRANetwork(nn.Module):
         return cls(layers, {name: create_adapter(layer, config, rng) for name, layer in layers.items()}, config, key_of)
 
     @classmethod
-    def from_weights(
-        cls, layers: dict[str, nn.Module], weights: LayerWeights, key_of: Callable[[str], Key]
+    def from_parts(
+        cls, layers: dict[str, nn.Module], parts: Sequence[Part], key_of: Callable[[str], Key]
     ) -> LoRANetwork:
-        """Create a network with the layers, types, ranks, alphas and weights of a LoRA file.
+        """Create a network with the layers, types, ranks, alphas and weights of a LoRA file. layers: all of the model, by name
 
         Raises ValueError if the weights of a layer are not those of a LoRA, DoRA, LoHa or LoKr.
         """
-        adapters = {
-            name: with_layer_in_error(name, adapter_from_weights, layer, weights[name])
-            for name, layer in layers.items()
-        }
-        return cls(layers, adapters, _describe(adapters), key_of)
+        chosen, adapters = {part.name: layers[part.layer] for part in parts}, {}
+        for part in parts:
+            layer = part.stand_in(layers[part.layer])
+            adapters[part.name] = with_layer_in_error(part.name, adapter_from_weights, layer, part.weights)
+        apart = {name: part for name, part in zip(adapters, parts) if not part.is_whole}
+        return cls(chosen, adapters, _describe(adapters), key_of, apart)
 
-    def load(self, weights: LayerWeights) -> None:
+    def load(self, parts: Sequence[Part]) -> None:
         """Load the weights of a LoRA file, with the effect that they have there.
 
         Raises ValueError if it has other layers or shapes.
         """
+        weights = {part.name: part.weights for part in parts}
         if weights.keys() != self._layers.keys():
             odd = sorted(weights.keys() ^ self._layers.keys())
             raise ValueError(
@@ -200,6 +204,8 @@ class LoRANetwork(nn.Module):
 
     def _hook(self, name: str) -> Callable:
         adapter = self._adapters[name]
+        if name in self._parts:
+            adapter = partial(self._parts[name].add, adapter)
 
         def add(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
             if self._strength == 0:

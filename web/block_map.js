@@ -2,12 +2,16 @@
 // decides what is trained.
 
 import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
 import { LAYOUTS, describe, trainable } from "./block_layouts.js";
 import { BASE, readBlocks, writeBlocks } from "./block_text.js";
+import { findModelFile } from "./model_file.js";
 import { addElement, after, findNode, findWidget, follow, isOpen, isWired, make, registerFor, setWidget } from "./node_element.js";
 import { t } from "./texts.js";
 
-const TRAINED = "trained"; // the layout that the server reported for the last training
+// Layouts that the server reports: of the last training, and of the file that the workflow's loader names.
+const TRAINED = "trained";
+const MODEL = "model";
 const PER_LEVEL = 3; // blocks of a U-Net at one size
 const PER_ROW = 10; // blocks of a list
 const HEIGHTS = { head: 26, unetRow: 21, row: 18, heading: 16, note: 18 }; // pixels
@@ -15,7 +19,8 @@ const HEIGHTS = { head: 26, unetRow: 21, row: 18, heading: 16, note: 18 }; // pi
 const pickers = new WeakMap(); // node -> its picker
 
 function layoutOf(node) {
-    const { traintrain_layout: name, traintrain_blocks: blocks } = node.properties;
+    const { traintrain_layout: name, traintrain_blocks: blocks, traintrain_model: model } = node.properties;
+    if (name === MODEL && model?.ids.length) return { name, layout: { ids: [...model.ids], plain: [...model.plain] } };
     if (name === TRAINED && blocks?.length) return { name, layout: { ids: [...blocks].sort(), plain: [] } };
     const known = name in LAYOUTS ? name : Object.keys(LAYOUTS)[0];
     return { name: known, layout: LAYOUTS[known] };
@@ -35,7 +40,7 @@ function placeInUnet(id, levels) {
 class Picker {
     constructor(node) {
         this.node = node;
-        this.select = make("select", "layout", { title: t("blocksLayout"), onchange: () => this.setLayout(this.select.value) });
+        this.select = make("select", "layout", { title: t("blocksLayout"), onchange: () => this.select.value === MODEL ? this.readModel() : this.setLayout(this.select.value) });
         this.base = make("button", "cell", { type: "button", title: t("blocksBase"), textContent: BASE });
         this.base.dataset.id = BASE;
         this.all = make("button", "cell", { type: "button", title: t("blocksAllHint"), textContent: t("blocksAll") });
@@ -87,6 +92,20 @@ class Picker {
         this.draw();
     }
 
+    async readModel() {
+        const file = findModelFile(this.node);
+        const ask = { method: "POST", body: JSON.stringify(file) };
+        const answer = file && (await api.fetchApi("/traintrain/blocks", ask).catch(() => null));
+        if (!answer?.ok) {
+            const detail = t("blocksNoModel");
+            app.extensionManager.toast.add({ severity: "info", summary: t("blocksModel"), detail, life: 6000 });
+            this.drawSelect(layoutOf(this.node).name);
+            return;
+        }
+        this.node.properties.traintrain_model = await answer.json();
+        this.setLayout(MODEL);
+    }
+
     draw(isNew = false) {
         const { name, layout } = layoutOf(this.node);
         this.type = findWidget(this.node, "network_type").value;
@@ -126,14 +145,14 @@ class Picker {
     drawSelect(name) {
         const option = (value, text) => make("option", "", { value, textContent: text, selected: value === name });
         const trained = this.node.properties.traintrain_blocks ? [option(TRAINED, t("blocksTrained"))] : [];
-        this.select.replaceChildren(...trained, ...Object.keys(LAYOUTS).map((each) => option(each, each)));
+        this.select.replaceChildren(...trained, option(MODEL, t("blocksModel")), ...Object.keys(LAYOUTS).map((each) => option(each, each)));
     }
 
     // IN goes down on the left, M00 is at the bottom, OUT goes up on the right; a row is one resolution of the latent.
     drawUnet(name, layout) {
         const indices = layout.ids.filter((id) => id !== "M00").map((id) => Number(id.match(/\d+/)[0]));
         const levels = Math.floor(Math.max(0, ...indices) / PER_LEVEL) + 1;
-        const ids = name === TRAINED ? layout.ids : ["IN00", ...layout.ids];
+        const ids = name in LAYOUTS ? ["IN00", ...layout.ids] : layout.ids;
         const top = Math.min(...ids.map((id) => placeInUnet(id, levels).level));
         const cells = ids.map((id) => {
             const { level, column } = placeInUnet(id, levels);
@@ -147,7 +166,7 @@ class Picker {
 
     hint(name, id, level) {
         if (!this.known.includes(id)) return t("blocksIdle", { id, type: this.type });
-        if (name === TRAINED) return id;
+        if (!(name in LAYOUTS)) return id;
         const size = level ? t("blocksSize", { id, scale: 2 ** level }) : t("blocksFullSize", { id });
         const known = describe(name, id, level);
         return known ? `${size}\n${t(known)}` : size;

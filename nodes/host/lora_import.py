@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import chain
 from typing import Any
 
 import comfy.lora
@@ -12,11 +13,11 @@ import torch
 from ...trainer.blocks import TEXT_ENCODER, block_id, choose_layers, is_adaptable
 from ...trainer.config import NetworkConfig
 from ...trainer.lora_forms import Part, join_parts
-from ...trainer.network import LayerWeights, LoRANetwork, with_layer_in_error
+from ...trainer.network import LoRANetwork, with_layer_in_error
 from .host_denoiser import Patcher
 from .lora_keys import lora_key_of, lora_keys, report_damage
 from .lora_kinds import SHOWN, check_trainable
-from .lora_parts import is_product, name_of, part_of
+from .lora_parts import is_product, layer_key, name_of, part_of
 from .text_encoder import Clip
 from .text_keys import text_key_of, text_keys
 from .untrainable import check_family
@@ -24,8 +25,8 @@ from .untrainable import check_family
 Layers = dict[str, torch.nn.Module]
 
 
-def sort_by_layer(patcher: Patcher, clip: Clip | None, lora: dict[str, torch.Tensor], layers: Layers) -> LayerWeights:
-    """Return the weights of a LoRA by the names of their layers, in a form that can be trained.
+def sort_by_layer(patcher: Patcher, clip: Clip | None, lora: dict[str, torch.Tensor], layers: Layers) -> list[Part]:
+    """Return the weights of a LoRA in a form that can be trained, in the order of the layers: one part for a layer or several.
 
     clip: None if the text encoder is not trained
     layers: those of the model, and of the text encoder if it is trained, by name
@@ -41,6 +42,8 @@ def sort_by_layer(patcher: Patcher, clip: Clip | None, lora: dict[str, torch.Ten
     with report_damage():
         patches = comfy.lora.load_lora(lora, keys, log_missing=False)
     _check_match(lora, patches, clip)
+    found = {layer_key(key) for key in lora}
+    in_file = {target: key for key, target in keys.items() if key in found}
     parts: dict[str, list[Part]] = defaultdict(list)
     for key, patch in patches.items():
         name = _layer_name(name_of(key))
@@ -49,8 +52,13 @@ def sort_by_layer(patcher: Patcher, clip: Clip | None, lora: dict[str, torch.Ten
                 f"Training cannot start from this LoRA: what it has for {name} is not a LoRA, LoHa or LoKr of a linear layer "
                 "or a 2D convolution. Put it on the model with Load LoRA and train a new one."
             )
-        parts[name].append(with_layer_in_error(name, part_of, key, patch))
-    return {name: with_layer_in_error(name, join_parts, of, layers[name].weight.shape) for name, of in parts.items()}
+        parts[name].append(with_layer_in_error(name, part_of, name, key, patch, in_file.get(key, "")))
+    joined = (
+        with_layer_in_error(name, join_parts, parts[name], layer.weight.shape)
+        for name, layer in layers.items()
+        if name in parts
+    )
+    return list(chain.from_iterable(joined))
 
 
 def _check_match(lora: dict[str, torch.Tensor], patches: dict[Any, Any], clip: Clip | None) -> None:
@@ -93,13 +101,12 @@ def create_network(
     text_encoder = clip.cond_stage_model if clip else None
     layers = dict(unet.named_modules())
     layers |= {f"{TEXT_ENCODER}.{name}": layer for name, layer in text_encoder.named_modules()} if clip else {}
-    weights = None if lora is None else sort_by_layer(patcher, clip, lora, layers)
+    parts = None if lora is None else sort_by_layer(patcher, clip, lora, layers)
     if config is None:
-        chosen = {name: layer for name, layer in layers.items() if name in weights}
-        return LoRANetwork.from_weights(chosen, weights, key_of).to(patcher.load_device)
+        return LoRANetwork.from_parts(layers, parts, key_of).to(patcher.load_device)
     network = LoRANetwork.create(choose_layers(unet, config, text_encoder), config, key_of, seed)
-    if weights is not None:
-        network.load(weights)
+    if parts is not None:
+        network.load(parts)
     return network.to(patcher.load_device)
 
 

@@ -15,13 +15,9 @@ import torch
 
 from .host_denoiser import Patcher
 from .lora_kinds import SHOWN, describe_failing, describe_unapplied
-from .lora_parts import fits, name_of
+from .lora_parts import fits, layer_key, name_of
 
 _OF_TEXT_ENCODER = re.compile(r"lora_(prior_)?te\d?_|text_encoders?(_\d)?\.|bundle_emb\.")
-# What follows the layer's name in a key.
-_PART = re.compile(
-    r"[._](lora[._]|hada_|lokr_|(alpha|diff|diff_b|dora_scale|w_norm|b_norm|set_weight|weight|on_input)$).*"
-)
 
 
 def lora_key_of(patcher: Patcher) -> Callable[[str], str]:
@@ -55,8 +51,8 @@ def with_lora(patcher: Patcher, lora: dict[str, torch.Tensor], strength: float =
     unread = [key for key in tensors if key not in tensors.read]
     if reason := describe_unapplied(unread) or (unplaced and describe_failing(tensors)):
         raise RuntimeError(f"This LoRA cannot be applied, because {reason}")
-    if unmatched := [*dict.fromkeys(_PART.sub("", key) for key in unread), *unplaced]:
-        layers = {_PART.sub("", key) for key in tensors}
+    if unmatched := [*dict.fromkeys(layer_key(key) for key in unread), *unplaced]:
+        layers = {layer_key(key) for key in tensors}
         raise RuntimeError(
             f"{len(unmatched)} of the LoRA's {len(layers)} layers do not match this model, such as "
             f"{', '.join(key[:SHOWN] for key in unmatched[:3])}: use a LoRA that was trained for this kind of model."

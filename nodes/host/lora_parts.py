@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import comfy.lora
@@ -19,6 +20,10 @@ _WEIGHT_NAMES = {
         "lokr_w1", "lokr_w2", "alpha", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "lokr_t2", None,
     ),
 }  # fmt: skip
+# What follows the layer's name in a key of a LoRA file.
+_WEIGHT = re.compile(
+    r"[._](lora[._]|hada_|lokr_|(alpha|diff|diff_b|dora_scale|w_norm|b_norm|set_weight|weight|on_input)$).*"
+)
 # A patch's key: the name of a weight, or that with the part of the weight, and maybe a function that reorders its rows.
 Key = str | tuple
 
@@ -28,12 +33,17 @@ def is_product(patch: Any) -> bool:
     return type(patch) in _WEIGHT_NAMES
 
 
-def part_of(key: Key, patch: Any) -> Part:
-    """Return the plain float32 weights of a LoRA, LoHa or LoKr, and where in the layer's weight they belong."""
+def part_of(layer: str, key: Key, patch: Any, key_in_file: str) -> Part:
+    """Return the plain float32 weights of a LoRA, LoHa or LoKr for a layer, and where in its weight they belong."""
     named = zip(_WEIGHT_NAMES[type(patch)], patch.weights)
     weights = {name: torch.as_tensor(value).float() for name, value in named if name and value is not None}
     _, offset, function = _split(key)
-    return Part(without_tucker(weights), *(offset or (0, 0, None)), function)
+    return Part(without_tucker(weights), *(offset or (0, 0, None)), function, layer, key_in_file)
+
+
+def layer_key(key: str) -> str:
+    """Return the key of a layer in a LoRA file, given that of one of its tensors."""
+    return _WEIGHT.sub("", key)
 
 
 def name_of(key: Key) -> str:

@@ -12,10 +12,10 @@ from .bad_values import words
 from .case import Case, Refused
 from .sandbox import Sandbox
 
-ROUTES = ("stop", "trainings", "folders", "thumbnails")
+ROUTES = ("stop", "trainings", "folders", "thumbnails", "blocks")
 TYPES = ("application/json", "text/plain", "application/json; charset=none", "multipart/form-data", "", "x" * 2000)
 REFUSED = 400, 403, 404, 405, 413, 415  # in the words of HTTP
-KEYS = st.sampled_from(("node", "folder", "x", ""))
+KEYS = st.sampled_from(("node", "folder", "name", "x", ""))
 VALUES = words() | st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.just(10**400),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words(), inner, max_size=3),
