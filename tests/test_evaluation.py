@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from pack.tools import base_folder
 from pack.tools.demonstration import write_images
 from pack.tools.evaluate import COLUMNS, chosen_experiments
 from pack.tools.experiments import list_experiments
+from pack.tools.host_paths import ROOT
 from pack.tools.shapes.classify import Seen, classify
 from pack.tools.shapes.evaluation_sheet import CELL, SHOWN, draw_sheet
 from pack.tools.shapes.scenes import Scene
@@ -88,6 +90,23 @@ def test_a_value_is_set_besides_those_of_the_training():
     assert experiment.values["Train iLECO.steps"] == 7 and experiment.values["Original 1.text"] == "circle"
 
 
+def test_all_neighbors_of_a_red_circle_are_preserved():
+    (experiment,) = [each for each in list_experiments(quick=False) if each.name == "... with all preserved"]
+    saved = json.loads((ROOT / "example_workflows" / f"{experiment.workflow}.json").read_text(encoding="utf-8"))
+    kinds = {str(node["id"]): node["type"] for node in saved["nodes"]}
+    kept, (node, _) = [], experiment.values["Train iLECO.preserve"]
+    while node in experiment.nodes:
+        both = experiment.nodes[node]["inputs"]
+        text = experiment.nodes[both["conditioning_2"][0]]["inputs"]
+        assert kinds[text["clip"][0]] == "CheckpointLoaderSimple"
+        kept.append(text["text"])
+        node = both["conditioning_1"][0]
+    assert kinds[node] == "ConditioningCombine"  # the two prompts of the workflow itself
+    kept += [experiment.values[f"Preserve {number}.text"] for number in (1, 2)]
+    harmed = next(each for each in experiment.figures if each.name == "red and circle prompts")
+    assert set(kept) == {f"a {scene.colour} {scene.shape}" for _, scene in harmed.prompts}
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_pair_differs_in_what_it_says_and_in_nothing_else(name):
     pair = PAIRS[name]
@@ -114,6 +133,7 @@ def test_every_score_has_prompts_no_training_has_and_a_row_in_the_table():
         words = [
             value for name, value in experiment.values.items() if name.endswith(".text") and isinstance(value, str)
         ]
+        words += [node["inputs"]["text"] for node in experiment.nodes.values() if "text" in node["inputs"]]
         words += [caption for pair in PAIRS.values() for *_, caption in pair.more if experiment.nodes]
         for each in experiment.figures:
             assert each.prompts and not {text for text, _ in each.prompts} & set(words)

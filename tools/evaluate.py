@@ -18,7 +18,8 @@ from typing import Any
 from PIL import Image
 
 from .errors import ToolError
-from .experiments import Experiment, Figure, list_experiments
+from .experiment import Experiment, Figure
+from .experiments import list_experiments
 from .host_paths import ROOT
 from .load_pack import load_pack
 from .run_command import read_values

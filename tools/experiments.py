@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
-from PIL import Image
-
+from .experiment import Experiment, Figure
+from .extra_nodes import load_pairs, preserve_more
 from .judges import Judge, all_of, keeps, median_psnr, negate, not_towards, shares, shows, unharmed, unmoved
 from .shapes import shape_pairs
 from .shapes.scenes import BACKGROUNDS, COLOURS, SHAPES, Scene
@@ -15,44 +14,16 @@ from .shapes.shape_pairs import PAIRS, Pair
 
 # What pairs want that the workflow's values, which suit the background, do not give.
 DIFFERENCE_VALUES = {"colour": {"LoRA Network.rank": 16, "LoRA Network.alpha": 16.0}}
+# Neighbours of a red circle besides the two that the workflow preserves; with all of them kept, the change may be stronger.
+MORE_KEPT = ("a red triangle", "a green circle", "a yellow circle")
+ALL_KEPT_VALUES = {
+    "Train iLECO.preserve": [f"both_{len(MORE_KEPT)}", 0],
+    "Train iLECO.steps": 240,
+    "Train iLECO.guidance": 3.0,
+    "LoRA Network.rank": 16,
+    "LoRA Network.alpha": 16.0,
+}
 ADDIFT_VALUES = {name: {"Train ADDifT.learning_rate": 9e-4} for name in ("colour", "part")}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measurement of a trained LoRA.
-
-    name: which samples
-    prompts: each with the scene that it describes; taken in turn
-    judge: what the samples are worth
-    compared: whether the judge needs the bare model's samples
-    reference: an image that the judge gets, as the autoencoder renders it, instead of the bare model's samples
-    strength: of the LoRA
-    method, trained_by: the method, and the titles of the nodes that train it
-    lora: title of the node that saves the LoRA
-    """
-
-    name: str
-    prompts: list[tuple[str, Scene]]
-    judge: Judge
-    method: str
-    trained_by: tuple[str, ...]
-    strength: float = 1.0
-    compared: bool = False
-    reference: Image.Image | None = None
-    lora: str = "Save LoRA"
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One run of an example workflow with other values ("NODE.INPUT"), and its figures."""
-
-    name: str
-    workflow: str
-    figures: list[Figure]
-    values: dict[str, Any] = field(default_factory=dict)
-    quick: bool = False  # whether the rough table has it
-    nodes: dict[str, Any] = field(default_factory=dict)  # more nodes in API format, for links in `values`
 
 
 def list_experiments(quick: bool) -> list[Experiment]:
@@ -112,11 +83,23 @@ def _erasures() -> Iterator[Experiment]:
     kept = {"Preserve 1.text": "a red square", "Preserve 2.text": "a blue circle"}
     yield Experiment("erase red circle", "4_Erase_a_concept_iLECO", figures, words | {"Train iLECO.preserve": None})
     yield Experiment("... with preserve", "4_Erase_a_concept_iLECO", figures, words | kept)
+    yield Experiment(
+        "... with all preserved",
+        "4_Erase_a_concept_iLECO",
+        figures,
+        words | kept | ALL_KEPT_VALUES,
+        nodes=preserve_more(MORE_KEPT),
+    )
 
 
 def _closed_forms(experiments: list[Experiment]) -> Iterator[Experiment]:
-    """Yield the same trainings from iLECO's closed form, without a step and without guidance, which only harms there."""
+    """Yield the same trainings from iLECO's closed form, without a step and without guidance, which only harms there.
+
+    Not the one with all neighbours preserved: that takes steps, as the closed form cannot tell a phrase from its words.
+    """
     for each in experiments:
+        if each.nodes:
+            continue
         start = {"Train iLECO.start": "closed form", "Train iLECO.steps": 0, "Train iLECO.guidance": 0.0}
         values = each.values | start
         yield replace(each, name=f"{each.name}, closed form", values=values)
@@ -185,14 +168,6 @@ def _differences() -> Iterator[Experiment]:
 
 def _from_many_pairs(name: str, figures: list[Figure]) -> Experiment:
     """Return the training of a slider from a folder of pairs, which is learned from the images themselves."""
-    pairs = {
-        "class_type": "TrainTrain_LoadImagePairs",
-        "inputs": {
-            **{"folder": f"pairs_{name}", "include_subfolders": False, "captions": "caption file"},
-            **{"trigger_word": "", "suffix": "_target", "width": 64, "height": 64},
-            **{"buckets_step": 8, "min_length": 64, "max_ratio": 2.0},
-        },
-    }
     training = {
         "steps": 400,
         "batch_size": 4,
@@ -206,7 +181,9 @@ def _from_many_pairs(name: str, figures: list[Figure]) -> Experiment:
     values |= {"What both show.text": ["pairs", 2], "Training Settings.min_timestep": 0}
     values |= {"LoRA Network.rank": 16, "LoRA Network.alpha": 16.0}
     title = f"{name}, {shape_pairs.COUNT} pairs"
-    return Experiment(title, "6_Slider_from_two_images_ADDifT", figures, values, nodes={"pairs": pairs})
+    return Experiment(
+        title, "6_Slider_from_two_images_ADDifT", figures, values, nodes={"pairs": load_pairs(f"pairs_{name}")}
+    )
 
 
 def _concepts() -> Iterator[Experiment]:
