@@ -220,6 +220,16 @@ class TrainingSettings(io.ComfyNode):
                     tooltip="Adds a random brightness to the noise, so that very dark and very bright images can be learned. Only for "
                     "methods that learn images. 0.05 is usual, 0 = off.",
                 ),
+                io.Int.Input(
+                    "gradient_start",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="A new LoRA starts along the gradients of so many steps, instead of in random directions, and needs "
+                    "fewer steps then. Each takes the time of a step. 8 is a good value, 0 = off. Only for lierla and c3lier.",
+                ),
             ],
             outputs=[Settings.Output("settings", tooltip="Goes into the training node.")],
         )

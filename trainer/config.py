@@ -98,6 +98,7 @@ class TrainingConfig:
     timesteps: distribution of t: "usual" is "logit-normal" for flow models and "uniform" for all others;
         "resolution shift" is logit-normal, shifted up for images larger than 1024x1024 and down for smaller ones
     noise_offset: standard deviation of what is added to each channel of the noise, for methods that learn images; 0 is off
+    gradient_start: steps whose gradients a new LoRA's down weights start along, see GradientStart; 0 starts them at random
     """
 
     steps: int = 1000
@@ -126,6 +127,7 @@ class TrainingConfig:
     lora_plus_ratio: float = 1.0
     timesteps: str = USUAL
     noise_offset: float = 0.0
+    gradient_start: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "gradient_accumulation"):
@@ -140,6 +142,7 @@ class TrainingConfig:
             "save_every",
             "keep_gb",
             "noise_offset",
+            "gradient_start",
         ):
             _check_least(name, getattr(self, name), 0)
         _check_above("learning_rate", self.learning_rate, 0)

@@ -14,6 +14,7 @@ from .denoiser import Denoiser
 from .distributed import ALONE, Peers
 from .eval_weights import EvalWeights, copy_all
 from .gradient_proof import GradientProof
+from .gradient_start import GradientStart
 from .history import History
 from .loss import step_loss
 from .loss_scaler import LossScaler
@@ -75,6 +76,7 @@ class TrainingRun:
         self._proof = GradientProof(network, FP16_PROOF_STEPS if model.dtype == torch.float16 else 1)
         self._skipped_in_a_row = 0
         self._is_consistent = True  # whether weights and optimizer state are from the same step
+        self._looked_ahead = 0  # steps whose batches the start of the weights has used
         self.history = History()
 
     def steps(self) -> Generator[Step, None, None]:
@@ -87,10 +89,15 @@ class TrainingRun:
         """
         done = None
         first, last = len(self.history) + 1, self._config.steps
-        self._peers.begin(self._parameters, last - first + 1, self._describe())
+        ahead = self._config.gradient_start
+        if ahead and (self.history or self._looked_ahead or self._network.has_learned()):
+            ahead = 0
+        self._peers.begin(self._parameters, ahead + last - first + 1, self._describe())
         self._for_use.set_mode("train")
         try:
             with self._network.injected():
+                if ahead and not self._start_along_gradients(ahead):
+                    return
                 for number in range(first, last + 1):
                     loss = self._backward(number)
                     if done:
@@ -135,6 +142,7 @@ class TrainingRun:
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state(),
             "rng": self._rng_state,
+            "looked_ahead": self._looked_ahead,
         }
 
     def load_state(self, state: State) -> None:
@@ -158,7 +166,8 @@ class TrainingRun:
         self._optimizer.load_state_dict(state["optimizer"])
         for group, rate in zip(self._optimizer.param_groups, rates):
             group.update(rate)  # those of the new schedule, which may be longer
-        self._method.skip(done * self._config.gradient_accumulation)
+        self._looked_ahead = state.get("looked_ahead", 0)
+        self._method.skip((self._looked_ahead + done) * self._config.gradient_accumulation)
         self._scaler.load(state.get("scaler", self._scaler.state()))
         if state["rng"].shape == self._rng_state.shape:  # else it is from a version that drew on the GPU
             self._rng.set_state(state["rng"])
@@ -174,6 +183,21 @@ class TrainingRun:
         """Run the block with the weights for use; see EvalWeights."""
         with self._for_use.used(self._is_consistent):
             yield
+
+    def _start_along_gradients(self, count: int) -> bool:
+        """Turn the new weights to the gradients of so many steps; return whether no other process has ended the training."""
+        start = GradientStart(self._network, self._rng)
+        try:
+            for number in range(1, count + 1):
+                reduced = self._peers.reduce(self._parameters, self._backward(number))
+                if self._peers.have_ended(*reduced.tolist()[1:]):
+                    return False
+                self._scaler.update(not start.add())
+                self._optimizer.zero_grad(set_to_none=True)
+        finally:
+            start.finish()
+        self._looked_ahead, self._rng_state = count, self._rng.get_state()
+        return True
 
     def _backward(self, number: int) -> torch.Tensor:
         """Compute a step's gradients for this process's examples; return its part of the mean loss, a scalar.
