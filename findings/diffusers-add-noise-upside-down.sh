@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # diffusers 0.42.1: add_noise of DPMSolverMultistep, DPMSolverSinglestep, DEIS and UniPC before set_timesteps()
 # One would expect: add_noise(x0, noise, t) gives the noise of timestep t whatever the scheduler, as training needs it.
-# So it is with DDPM, DDIM, PNDM, Euler and Heun, whether set_timesteps() was called or not.
+# So it is with DDPM, DDIM, PNDM, Euler and Heun.
 # What happens: with these four, of a fresh object, the noise is that of timestep 999 - t. SD's schedule, t = 0: the
 # noise has a share of 0.998 where 0.029 is right, t = 100: 0.993 for 0.325, t = 999: 0.029 for 0.998. Only about t = 500
 # is right. No message. The constructor lists timesteps from 999 down and sigmas from small to large, and add_noise goes
