@@ -3,14 +3,19 @@
 from comfy_api.latest import ComfyExtension
 from server import PromptServer
 
-from .nodes import NODES, folders, progress, stopping
+from .nodes import NODES, folders, progress, stopping, waiting
 
 WEB_DIRECTORY = "./web"
 
 
 class TrainTrain(ComfyExtension):
     async def on_load(self) -> None:
-        routes = ((stopping.ROUTE, stopping.stop_training), (progress.ROUTE, progress.send_trainings), *folders.ROUTES)
+        routes = (
+            (stopping.ROUTE, stopping.stop_training),
+            (progress.ROUTE, progress.send_trainings),
+            (waiting.ROUTE, waiting.send_waiting),
+            *folders.ROUTES,
+        )
         for route, answer in routes:
             PromptServer.instance.routes.post(route)(answer)
 
