@@ -15,8 +15,7 @@ from aiohttp import web
 
 from ..trainer.history import History, LossCurve
 from ..trainer.run import Step
-from . import host, pace, preparing
-from .page_events import SECONDS_BETWEEN_EVENTS, send, server, workflow_id
+from . import host, pace, page_events, preparing
 from .run_store import SMOOTHING, RunStore
 
 ROUTE = "/traintrain/trainings"
@@ -41,7 +40,7 @@ class TrainingProgress:
         self._node_id, self._steps, self._store = node.hidden.unique_id, steps, store
         self._network_id = _wired_from(node.hidden.prompt or {}, self._node_id, "network")
         self._kind = pace.kind_of(node.hidden.prompt or {}, self._node_id)
-        self._workflow = workflow_id(getattr(node.hidden, "extra_pnginfo", None))
+        self._workflow = page_events.workflow_id(getattr(node.hidden, "extra_pnginfo", None))
         self._bar = comfy.utils.ProgressBar(steps, node_id=self._node_id)
         self._curve, self._last_losses = LossCurve(), deque(maxlen=SMOOTHING)
         self._samples: list[dict[str, Any]] = []
@@ -57,11 +56,11 @@ class TrainingProgress:
         done = len(session.history)
         text = f"{layers} layers, {parameters:,} parameters"
         logger.info("The LoRA has %s%s.", text, f" and training resumes after step {done}" if done else "")
-        page = server()
+        page = page_events.server()
         if page is not None:
             page.send_progress_text(text, self._network_id or self._node_id)
         if self._network_id:
-            send(NETWORK, {"workflow": self._workflow, "node": self._network_id, "blocks": session.blocks})
+            page_events.send(NETWORK, {"workflow": self._workflow, "node": self._network_id, "blocks": session.blocks})
         self._replay(session.history)
         self._started, self._done = time.monotonic(), done
 
@@ -71,7 +70,7 @@ class TrainingProgress:
         comfy.model_management.throw_exception_if_processing_interrupted()
         now = time.monotonic()
         self._bar.update_absolute(step.number, self._steps)
-        if now - self._last_event >= SECONDS_BETWEEN_EVENTS or step.number in (1, self._steps):
+        if now - self._last_event >= page_events.SECONDS_BETWEEN_EVENTS or step.number in (1, self._steps):
             self._last_event = now
             self._send(STEP)
 
@@ -151,7 +150,7 @@ class TrainingProgress:
         message |= self._validation()
         _remember(message)
         preparing.finish()
-        send(event, message)
+        page_events.send(event, message)
 
     def _validation(self) -> dict[str, Any]:
         """Return the curve of the validation and its lowest point, if there is one."""

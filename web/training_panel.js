@@ -39,6 +39,7 @@ export class TrainingPanel {
 
     // Takes a report of the server about a training of this node.
     show(training) {
+        this.#begin();
         this.running = training.running ? training : null;
         this.#preparing = null;
         const { workflow, node, running, ...run } = training;
@@ -50,6 +51,7 @@ export class TrainingPanel {
 
     // Takes a report about what is done before the first step of a training of this node, or between steps.
     prepare(preparation) {
+        this.#begin();
         this.#preparing = preparation.stage ? preparation : null;
         this.#drawWords();
     }
@@ -58,6 +60,11 @@ export class TrainingPanel {
     wait(waiting) {
         this.#waiting = waiting;
         this.#drawWords();
+    }
+
+    // Forgets that a training waits when it begins; the next report says whether more do.
+    #begin() {
+        if (!this.running && !this.#preparing) this.#waiting = null;
     }
 
     get #data() {
