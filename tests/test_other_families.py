@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import comfy.latent_formats
 import comfy.quant_ops
 import comfy.sd
 import folder_paths
@@ -18,6 +20,7 @@ import torch
 from more_families import MORE, REFUSED
 from other_families import OTHERS
 from pack.nodes import host
+from pack.nodes.host.untrainable import check_family
 from pack.trainer.blocks import block_id, choose_layers
 from pack.trainer.config import NetworkConfig
 from tiny_host import TinyHost
@@ -105,6 +108,16 @@ def test_a_family_that_cannot_be_trained_is_refused_by_name(name, tmp_path):
     with pytest.raises(ValueError, match=rf"^This model \({family}\) cannot be trained, because {REASONS[name]}"):
         with host.open_model(model):
             pass
+
+
+def test_a_family_that_only_newer_hosts_load_is_refused_by_name():
+    trellis = SimpleNamespace(
+        model_config=type("Trellis2", (), {})(), latent_format=comfy.latent_formats.LatentFormat()
+    )
+    with pytest.raises(
+        ValueError, match=r"^This model \(Trellis2\) cannot be trained, because it does not make images"
+    ):
+        check_family(trellis)
 
 
 def test_an_embedder_whose_parts_have_numbers_is_no_block():
