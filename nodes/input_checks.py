@@ -55,6 +55,20 @@ def sampling_inputs() -> list[io.Input]:
     ]
 
 
+def guidance_input() -> io.Input:
+    """Return the input for the guidance of methods that learn images."""
+    return io.Float.Input(
+        "distilled_guidance",
+        default=1.0,
+        min=0,
+        max=100,
+        step=0.1,
+        optional=True,
+        advanced=True,
+        tooltip="Only for guidance-distilled models, such as Flux.1 dev: the guidance they train at. 1 is right for images, which have no guidance in them; sample with 3.5 as usual.",
+    )
+
+
 def check_values(node: type, values: dict[str, Any]) -> None:
     """Check values against a node's inputs. ComfyUI checks typed values, but not those that come through connections.
 

@@ -14,8 +14,8 @@ import folder_paths
 FOLDER = "traintrain"  # in the output folder, and not in loras, where every list of LoRAs would show the files
 OLD_FOLDER = "loras/trained"  # where version 0.1 kept them
 LISTED_AS = "trained/"  # how Load LoRA lists them, as it did those in the old folder
-# Name and fingerprint of a training, the step of samples, and what kind of file it is. Others are not ours to delete.
-_KEPT = re.compile(r"(.+_[0-9a-f]{16})(?:_\d{6})?\.(?:safetensors|state|csv|jpg)")
+# Name and fingerprint of a training, step and number of samples, and what kind of file it is. Others are not ours to delete.
+_KEPT = re.compile(r"(.+_[0-9a-f]{16})(?:_\d{6,7}(?:_\d+)?)?\.(?:safetensors|state|csv|jpg)")
 
 logger = logging.getLogger(__name__)
 

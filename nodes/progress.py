@@ -11,18 +11,15 @@ from typing import Any, Iterator
 
 import comfy.model_management
 import comfy.utils
-import torch
 from aiohttp import web
-from server import PromptServer
 
 from ..trainer.history import History, LossCurve
 from ..trainer.run import Step
-from . import host
+from . import host, pace, page_events, preparing
 from .run_store import SMOOTHING, RunStore
 
 ROUTE = "/traintrain/trainings"
 STEP, END, NETWORK = "traintrain.step", "traintrain.end", "traintrain.network"  # events
-SECONDS_BETWEEN_EVENTS = 0.25  # a page cannot show more, and every message slows training a little
 REMEMBERED = 50  # trainings
 MOST_POINTS = 200  # of the validation's curve
 
@@ -42,7 +39,8 @@ class TrainingProgress:
     def __init__(self, node: type, steps: int, store: RunStore) -> None:
         self._node_id, self._steps, self._store = node.hidden.unique_id, steps, store
         self._network_id = _wired_from(node.hidden.prompt or {}, self._node_id, "network")
-        self._workflow = _workflow_id(getattr(node.hidden, "extra_pnginfo", None))
+        self._kind = pace.kind_of(node.hidden.prompt or {}, self._node_id)
+        self._workflow = page_events.workflow_id(getattr(node.hidden, "extra_pnginfo", None))
         self._bar = comfy.utils.ProgressBar(steps, node_id=self._node_id)
         self._curve, self._last_losses = LossCurve(), deque(maxlen=SMOOTHING)
         self._samples: list[dict[str, Any]] = []
@@ -58,12 +56,11 @@ class TrainingProgress:
         done = len(session.history)
         text = f"{layers} layers, {parameters:,} parameters"
         logger.info("The LoRA has %s%s.", text, f" and training resumes after step {done}" if done else "")
-        server = _server()
-        if server is not None:
-            server.send_progress_text(text, self._network_id or self._node_id)
-            if self._network_id:
-                blocks = {"workflow": self._workflow, "node": self._network_id, "blocks": session.blocks}
-                server.send_sync(NETWORK, blocks)
+        page = page_events.server()
+        if page is not None:
+            page.send_progress_text(text, self._network_id or self._node_id)
+        if self._network_id:
+            page_events.send(NETWORK, {"workflow": self._workflow, "node": self._network_id, "blocks": session.blocks})
         self._replay(session.history)
         self._started, self._done = time.monotonic(), done
 
@@ -73,7 +70,7 @@ class TrainingProgress:
         comfy.model_management.throw_exception_if_processing_interrupted()
         now = time.monotonic()
         self._bar.update_absolute(step.number, self._steps)
-        if now - self._last_event >= SECONDS_BETWEEN_EVENTS or step.number in (1, self._steps):
+        if now - self._last_event >= page_events.SECONDS_BETWEEN_EVENTS or step.number in (1, self._steps):
             self._last_event = now
             self._send(STEP)
 
@@ -84,8 +81,8 @@ class TrainingProgress:
             self._history.validation[step.number] = loss
             self._send(STEP)
 
-    def show(self, step: Step, samples: torch.Tensor | None) -> None:
-        """Save samples (H, W, 3) in [0, 1] and show them, if there are any. Saving may fail without ending the training."""
+    def show(self, step: Step, samples: list[host.Sample] | None) -> None:
+        """Save samples and show them, if there are any. Saving may fail without ending the training."""
         if samples is None:
             return
         try:
@@ -152,9 +149,8 @@ class TrainingProgress:
             message["smoothed_loss"] = sum(self._last_losses) / len(self._last_losses)
         message |= self._validation()
         _remember(message)
-        server = _server()
-        if server is not None:
-            server.send_sync(event, message)
+        preparing.finish()
+        page_events.send(event, message)
 
     def _validation(self) -> dict[str, Any]:
         """Return the curve of the validation and its lowest point, if there is one."""
@@ -171,6 +167,7 @@ class TrainingProgress:
         if self._started is None or not done:
             return {}
         seconds = max(time.monotonic() - self._started, 1e-9)
+        pace.note(self._kind, seconds / done)
         left = (self._steps - self._metrics["step"]) * seconds / done
         return {"seconds": seconds, "steps_per_second": done / seconds, "seconds_left": left}
 
@@ -197,8 +194,14 @@ class SamplingProgress:
 
 
 async def send_trainings(_: web.Request) -> web.Response:
-    """Send what the nodes of the latest trainings show."""
-    return web.json_response({"trainings": list(_shown.values())})
+    """Send what the nodes of the latest trainings show, and what is being prepared."""
+    return web.json_response({"trainings": list(_shown.values()), "preparing": preparing.current()})
+
+
+def seconds_left(workflow: str | None, node_id: str) -> float | None:
+    """Return how many seconds the training that runs on a node still takes, or None if that is unknown."""
+    message = _shown.get((workflow, node_id), {})
+    return message.get("seconds_left") if message.get("running") else None
 
 
 def _remember(message: dict[str, Any]) -> None:
@@ -207,17 +210,6 @@ def _remember(message: dict[str, Any]) -> None:
     _shown[key] = message
     while len(_shown) > REMEMBERED:
         del _shown[next(iter(_shown))]
-
-
-def _server() -> PromptServer | None:
-    return getattr(PromptServer, "instance", None)  # None if nodes run without a server
-
-
-def _workflow_id(sent: Any) -> str | None:
-    """Return the id of the workflow that came with a prompt, or None; clients may send anything."""
-    workflow = sent.get("workflow") if isinstance(sent, dict) else None
-    name = workflow.get("id") if isinstance(workflow, dict) else None
-    return name if isinstance(name, str) else None
 
 
 def _wired_from(prompt: dict[str, dict], node_id: str, name: str) -> str | None:

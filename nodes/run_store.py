@@ -14,9 +14,8 @@ from typing import Any, Callable, Iterator
 
 import torch
 from comfy.cli_args import args
-from PIL import Image
 
-from ..trainer.atomic_write import check_folder, write_atomically
+from ..trainer.atomic_write import check_folder
 from ..trainer.config import TrainingConfig
 from ..trainer.history import History
 from ..trainer.lora_file import STEP, STOPPED, TRAINING, LoRAWeights, load_lora, save_lora
@@ -24,9 +23,10 @@ from ..trainer.lora_metadata import file_metadata
 from ..trainer.state import State, load_state, read_labels, save_state
 from . import host
 from .fingerprint import fingerprint
-from .kept_files import clean_up, find_kept, kept_folder, subfolder_of
+from .kept_files import clean_up, find_kept, kept_folder
 from .loss_table import read_table, write_table
 from .output_path import output_path, write_output
+from .sample_files import describe_samples, write_samples
 
 SMOOTHING = 25  # steps, of the smoothed loss
 LONGEST_NAME = 50  # characters of a name that file names keep; a character is up to four bytes
@@ -144,19 +144,13 @@ class RunStore:
         if self._has_files:
             check_folder(kept_folder())
 
-    def save_samples(self, step: int, image: torch.Tensor) -> None:
-        """Save the samples (H, W, 3) in [0, 1] of a step. Raises OSError if that fails."""
-        samples = Image.fromarray((image * 255).round().byte().cpu().numpy())
-        with write_atomically(self._path(f"_{step:06d}.jpg")) as part:
-            samples.save(part, "JPEG", quality=92)
+    def save_samples(self, step: int, samples: list[host.Sample]) -> None:
+        """Save the samples of a step. Raises OSError if that fails."""
+        write_samples(self._path(""), step, samples)
 
     def samples(self) -> list[dict[str, Any]]:
-        """Return the steps that have samples, in order, with their files for ComfyUI's /view."""
-        files = sorted(self._files("jpg", "_*"), key=lambda file: file.stem.rpartition("_")[2])
-        return [
-            {"step": int(file.stem.rpartition("_")[2]), "filename": file.name, "subfolder": subfolder_of(file)}
-            for file in files
-        ]
+        """Return the samples of all steps, in order, with their files for ComfyUI's /view."""
+        return describe_samples(self._files("jpg", "_*"))
 
     def _milestone(self, step: int) -> str:
         return f"{self.name}_{step}steps"

@@ -12,6 +12,7 @@ from ..trainer.lora_file import IMAGE_SIZE, METHOD
 from ..trainer.methods.denoise import Denoise
 from ..trainer.training_example import TrainingExample
 from . import host
+from .input_checks import guidance_input
 from .resume import resume_inputs
 from .training_node import (
     HIDDEN,
@@ -19,7 +20,6 @@ from .training_node import (
     TrainingNode,
     draw_batches,
     format_size,
-    guidance_input,
     lora_outputs,
     merge_configs,
     model_input,

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..trainer.config import NetworkConfig, TrainingConfig
 from ..trainer.lora_file import IMAGE_SIZE, METHOD
 from . import host
+from .input_checks import guidance_input
 from .load_lora import LoRAModel
 from .resume import resume_inputs
 from .train_copy_machine import learn_image
@@ -16,7 +17,6 @@ from .training_node import (
     Preset,
     TrainingNode,
     format_size,
-    guidance_input,
     lora_outputs,
     merge_configs,
     model_input,

@@ -19,6 +19,7 @@ from ..trainer.training_example import EncodedImage, TrainingExample
 from ..trainer.validation import Validation
 from . import host
 from .bucket_images import TrainingImages
+from .input_checks import guidance_input
 from .resume import resume_inputs
 from .training_captions import TrainingCaptions, caption_inputs
 from .training_node import (
@@ -26,7 +27,6 @@ from .training_node import (
     Preset,
     TrainingNode,
     draw_batches,
-    guidance_input,
     lora_outputs,
     merge_configs,
     model_input,

@@ -16,7 +16,8 @@ from ..trainer.distributed import Peers, join
 from ..trainer.history import History
 from ..trainer.lora_file import LoRAWeights
 from ..trainer.training_example import TrainingExample
-from . import host, stopping
+from . import host, preparing, stopping
+from .host import preparation
 from .input_checks import check_values, seed_input
 from .load_lora import LoRAModel
 from .lora_network import Network
@@ -47,20 +48,6 @@ def model_input(verb: str) -> io.Input:
 def vae_input() -> io.Input:
     """Return the input for the VAE."""
     return io.Vae.Input("vae", tooltip="Encodes the images.")
-
-
-def guidance_input() -> io.Input:
-    """Return the input for the guidance of methods that learn images."""
-    return io.Float.Input(
-        "distilled_guidance",
-        default=1.0,
-        min=0,
-        max=100,
-        step=0.1,
-        optional=True,
-        advanced=True,
-        tooltip="Only for guidance-distilled models, such as Flux.1 dev: the guidance they train at. 1 is right for images, which have no guidance in them; sample with 3.5 as usual.",
-    )
 
 
 def training_inputs(
@@ -151,31 +138,41 @@ class TrainingNode:
     ) -> io.NodeOutput:
         """Train the LoRA, and return the models with it, the LoRA and its losses."""
         check_values(cls, {**inputs, "preview": preview, "resume": resume, "resume_stopped": resume_stopped})
-        resume = unwrap(resume)
-        peers = join(comfy.model_management.get_torch_device())
-        identity = {**inputs, "resumed": label_of(unwrap(inputs.get("lora")), resume)}
-        store = RunStore(cls, identity, peers.is_first, unwrap(resume_stopped))
-        progress = TrainingProgress(cls, unwrap(inputs["steps"]), store)
-        finished = _broadcast(store.recall(), peers)
-        if finished is not None:
-            progress.recall(finished[1])
-        else:
-            job, preview = cls.prepare(**inputs), unwrap(preview) if peers.is_first else None
-            job = replace(job, labels=job.labels | store.labels, preview=preview, peers=peers)
-            job = job if peers.is_first else replace(job, validation=None)
-            finished = _train(job, store, progress, cls.hidden.unique_id, resume)
-        lora, history = finished
+        with preparing.shown(cls):
+            name, lora, history = cls._recall_or_train(inputs, unwrap(preview), unwrap(resume), unwrap(resume_stopped))
         models = [host.with_lora(unwrap(inputs["model"]), lora)]
         if "clip" in inputs:
             models.append(host.clip_with_lora(inputs["clip"], lora))
         loss = {
-            "name": store.name,
+            "name": name,
             "loss": history.finite_losses(),
             "learning_rate": history.learning_rates,
             "skipped": history.skipped,
             "validation": [list(point) for point in history.validation.items()],
         }
         return io.NodeOutput(*models, lora, loss)
+
+    @classmethod
+    def _recall_or_train(
+        cls, inputs: dict[str, Any], preview: host.Preview | None, resume: str, resume_stopped: bool
+    ) -> tuple[str, LoRAWeights, History]:
+        """Return the training's name, its LoRA and its history."""
+        preparation.announce(preparation.RESULTS)
+        peers = join(comfy.model_management.get_torch_device())
+        identity = {**inputs, "resumed": label_of(unwrap(inputs.get("lora")), resume)}
+        store = RunStore(cls, identity, peers.is_first, resume_stopped)
+        progress = TrainingProgress(cls, unwrap(inputs["steps"]), store)
+        finished = _broadcast(store.recall(), peers)
+        if finished is not None:
+            progress.recall(finished[1])
+        else:
+            job = cls.prepare(**inputs)
+            job = replace(
+                job, labels=job.labels | store.labels, preview=preview if peers.is_first else None, peers=peers
+            )
+            job = job if peers.is_first else replace(job, validation=None)
+            finished = _train(job, store, progress, cls.hidden.unique_id, resume)
+        return store.name, *finished
 
     @classmethod
     def fingerprint_inputs(cls, resume_stopped: Any = False, **inputs: Any) -> int:

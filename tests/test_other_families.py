@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import comfy.latent_formats
 import comfy.quant_ops
 import comfy.sd
 import comfy.supported_models
@@ -145,6 +146,16 @@ def test_every_family_of_the_host_is_tested_or_refused_or_known_as_neither():
         else:
             left += [family.__name__] if family.__name__ not in tested else []
     assert set(left) == NOT_TESTED
+
+
+def test_a_family_that_only_newer_hosts_load_is_refused_by_name():
+    trellis = SimpleNamespace(
+        model_config=type("Trellis2", (), {})(), latent_format=comfy.latent_formats.LatentFormat()
+    )
+    with pytest.raises(
+        ValueError, match=r"^This model \(Trellis2\) cannot be trained, because it does not make images"
+    ):
+        check_family(trellis)
 
 
 def test_an_embedder_whose_parts_have_numbers_is_no_block():

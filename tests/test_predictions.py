@@ -23,6 +23,8 @@ TRAINED = {
     ModelType.V_PREDICTION: VPrediction,
     ModelType.FLOW: FlowPrediction,
     ModelType.FLUX: FlowPrediction,
+    # Pictures are a flow as any other: only sound, which they have not, has a schedule of its own.
+    **({ModelType.FLOW_AV: FlowPrediction} if hasattr(ModelType, "FLOW_AV") else {}),  # not in ComfyUI 0.30
 }
 
 

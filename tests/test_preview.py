@@ -7,9 +7,12 @@ from types import SimpleNamespace
 import comfy.sample
 import pytest
 import torch
+from comfy.cli_args import args
 from comfy.model_management import InterruptProcessingException
 from pack.nodes import host, progress
+from pack.nodes.kept_files import clean_up
 from pack.nodes.preview_settings import PreviewSettings
+from pack.nodes.sample_files import describe_samples, write_samples
 from pack.nodes.train_copy_machine import TrainCopyMachine
 from pack.nodes.train_difference import TrainDifference
 from pack.nodes.train_ileco import TrainILECO
@@ -18,6 +21,8 @@ from pack.tools.shapes.train_shapes import pixels
 from pack.trainer.history import History
 from pack.trainer.run import Step
 from PIL import Image
+
+import nodes as host_nodes
 
 SAMPLING = {"steps": 3, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "seed": 11}
 TRAINING = {"steps": 4, "batch_size": 1, "learning_rate": 5e-3, "seed": 1}
@@ -34,7 +39,7 @@ def prompts(shapes):
 def run(shapes, prompts, monkeypatch):
     """Run a training node as the executor does, with samples every two steps."""
 
-    def run(node, every=2, size=64, **inputs):
+    def run(node, every=2, size=64, more_prompts="", **inputs):
         monkeypatch.setattr(
             node, "hidden", SimpleNamespace(unique_id="1", prompt={}, extra_pnginfo=None), raising=False
         )
@@ -46,6 +51,8 @@ def run(shapes, prompts, monkeypatch):
                 every=every,
                 width=size,
                 height=size,
+                clip=shapes[1],
+                more_prompts=more_prompts,
                 **SAMPLING,
             ).args
             return node.execute(model=shapes[0], preview=preview, **{**TRAINING, **inputs}).args
@@ -66,12 +73,12 @@ def ileco(run, prompts):
 def sampled(shapes, prompts):
     """Sample a MODEL as the host's KSampler and VAE Decode do."""
 
-    def sample(model) -> torch.Tensor:
+    def sample(model, positive="a red circle") -> torch.Tensor:
         latent = torch.zeros(1, 4, 8, 8)
         with torch.inference_mode():
             noise = comfy.sample.prepare_noise(latent, SAMPLING["seed"])
             order = [SAMPLING[key] for key in ("steps", "cfg", "sampler_name", "scheduler")]
-            ends = prompts["a red circle"], prompts[""]
+            ends = prompts[positive], prompts[""]
             latent = comfy.sample.sample(model, noise, *order, *ends, latent, seed=SAMPLING["seed"], disable_pbar=True)
             return shapes[2].decode(latent)[0]
 
@@ -100,6 +107,70 @@ def test_samples_are_those_of_the_host_without_and_with_the_lora(ileco, sampled,
     before, after = sampled(shapes[0]), sampled(trained)
     assert not close(before, after)
     assert close(without, before) and close(with_lora, after)
+
+
+def test_each_of_several_prompts_is_sampled_and_named_in_its_file(ileco, sampled, shapes, output_folder):
+    trained, *_ = ileco(more_prompts=" a blue square \n\na red circle, large\n")
+    shown = {file.stem[17 + file.stem.index("_") + 1 :]: file for file in samples_of(output_folder)}
+    assert list(shown) == ["000002", "000002_2", "000002_3", "000004", "000004_2", "000004_3"]
+    for place, prompt in (("000004", "a red circle"), ("000004_2", "a blue square")):
+        without, with_lora = halves(shown[place])
+        assert close(without, sampled(shapes[0], prompt)) and close(with_lora, sampled(trained, prompt))
+    described = describe_samples(shown.values())
+    assert [(each["step"], each.get("prompt")) for each in described] == [
+        (step, prompt) for step in (2, 4) for prompt in (None, "a blue square", "a red circle, large")
+    ]
+
+
+def test_one_prompt_with_line_breaks_is_one_sample(ileco, output_folder):
+    """A prompt that is connected as positive is not split, whatever is in it."""
+    ileco()
+    assert [file.stem[-7:] for file in samples_of(output_folder)] == ["_000002", "_000004"]
+
+
+def test_samples_of_several_prompts_change_nothing(ileco, output_folder):
+    *_, lora, loss = ileco(more_prompts="a blue square")
+    for file in (output_folder / "traintrain").iterdir():
+        file.unlink()
+    *_, alone, loss_alone = ileco(every=99)
+    assert loss == loss_alone and all(torch.equal(lora[key], alone[key]) for key in lora)
+
+
+def test_more_prompts_are_encoded_as_clip_text_encode_does_with_the_guidance_of_positive(shapes, prompts):
+    (weighted,) = host_nodes.CLIPTextEncode().encode(shapes[1], "a (blue:1.3) square")
+    encoded = host.encode_prompt(shapes[1], "a (blue:1.3) square", prompts[""])
+    assert torch.equal(encoded[0][0], weighted[0][0]) and "guidance" not in encoded[0][1]
+    guided = [[prompts[""][0][0], {"guidance": 2.5}]]
+    assert host.encode_prompt(shapes[1], "blue", guided)[0][1]["guidance"] == 2.5
+
+
+def test_more_prompts_without_a_clip_are_refused(shapes, prompts):
+    sizes = {"every": 1, "width": 64, "height": 64}
+    ends = {"positive": prompts["a red circle"], "negative": prompts[""], "vae": shapes[2]}
+    with pytest.raises(ValueError, match="more_prompts has 2 prompts and clip is not connected"):
+        PreviewSettings.execute(**ends, **sizes, **SAMPLING, more_prompts="a\nb")
+    (preview,) = PreviewSettings.execute(**ends, **sizes, **SAMPLING, more_prompts=" \n").args
+    assert preview.more_prompts == () and preview.positive is prompts["a red circle"]
+
+
+def test_samples_of_fewer_prompts_replace_those_of_a_step_and_leave_others(output_folder, monkeypatch):
+    training = output_folder / "traintrain" / f"a_{'0' * 16}"
+    images = [host.Sample(prompt, torch.zeros(8, 16, 3)) for prompt in ("", "x", "y")]
+    write_samples(training, 100, images)
+    write_samples(training, 1_000_000, images[:2])
+    monkeypatch.setattr(args, "disable_metadata", True)
+    write_samples(training, 100, images[:2])
+    described = describe_samples(training.parent.iterdir())
+    names = [(each["step"], each["filename"].removeprefix(training.name)) for each in described]
+    assert names == [
+        (100, "_000100.jpg"),
+        (100, "_000100_2.jpg"),
+        (1_000_000, "_1000000.jpg"),
+        (1_000_000, "_1000000_2.jpg"),
+    ]
+    assert [each.get("prompt") for each in described] == [None, None, None, "x"]
+    clean_up(0, "another")
+    assert not list(training.parent.iterdir()), "with their training, all are deleted"
 
 
 def test_samples_of_a_difference_are_without_its_copy_machine(run, sampled, shapes, prompts, output_folder):

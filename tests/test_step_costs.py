@@ -76,7 +76,7 @@ def calls_of_steps(monkeypatch, tiny: TinyHost, steps: int, starts: list[int], c
             sys.setprofile(None)
 
     monkeypatch.setattr(TrainingProgress, "report", report_and_count)
-    monkeypatch.setattr("pack.nodes.progress.SECONDS_BETWEEN_EVENTS", float("inf"))  # whose time is the clock's
+    monkeypatch.setattr("pack.nodes.page_events.SECONDS_BETWEEN_EVENTS", float("inf"))  # whose time is the clock's
     tiny.train("LoRA", steps=steps, settings=TrainingConfig(snr_gamma=0))
     return calls
 

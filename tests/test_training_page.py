@@ -11,7 +11,7 @@ from pack.tools.shapes import shape_pairs, star_images
 from pack.trainer.lora_file import load_lora
 
 NODE = "TrainTrain_TrainLoRA"
-EVENTS = ("traintrain.step", "traintrain.end", "traintrain.network")
+EVENTS = ("traintrain.step", "traintrain.end", "traintrain.network", "traintrain.prepare")
 KINDS = ("TrainILECO", "TrainSlider", "TrainCopyMachine", "TrainDifference", "TrainADDifT")
 FIGURES = (
     "(node) => node.widgets.find((w) => w.name === 'training').element.querySelector('.traintrain-metrics').textContent"
@@ -42,6 +42,10 @@ RESIZE_AFTER_REMOVAL = """async () => {
 }"""
 POINTS = """(node) => [...node.widgets.find((w) => w.name === "training").element.querySelectorAll("polyline")]
     .map((line) => line.getAttribute("points").split(" ").length)"""
+
+# Returns for each pair of samples its width in pixels and the text below it.
+PAIRS = """(node) => [...node.widgets.find((w) => w.name === "training").element.querySelectorAll("figure")]
+    .map((pair) => [pair.querySelector("img").naturalWidth, pair.querySelector("figcaption").textContent])"""
 
 
 @pytest.fixture
@@ -243,6 +247,49 @@ def test_samples_are_shown_with_and_without_the_lora(page, train):
     assert "step 2" in train.evaluate(steps)
 
 
+def test_samples_of_several_prompts_are_side_by_side_with_their_prompts(page, train):
+    page.evaluate(
+        """(name) => {
+            const loader = findNodes("CheckpointLoaderSimple")[0].node;
+            const preview = LiteGraph.createNode("TrainTrain_PreviewSettings");
+            const text = LiteGraph.createNode("CLIPTextEncode");
+            [preview, text].forEach((node) => app.rootGraph.add(node));
+            loader.connect(1, text, 0);
+            for (const slot of ["positive", "negative"]) text.connect(0, preview, slot);
+            loader.connect(1, preview, "clip");
+            loader.connect(2, preview, "vae");
+            preview.connect(0, findNodes(name)[0].node, "preview");
+        }""",
+        NODE,
+    )
+    preview = page.find("TrainTrain_PreviewSettings")
+    preview.set(every=2, width=64, height=64, steps=1, more_prompts="a blue square\n\n a yellow circle ")
+    page.record("traintrain.prepare")
+    train.set(steps=5)
+    page.run()
+    pairs = f"(name) => ({PAIRS})(findNodes(name)[0].node)"
+    page.wait_for(f"(name) => ({pairs})(name).length === 3 && ({pairs})(name).every(([width]) => width === 128)", NODE)
+    assert train.evaluate(PAIRS) == [[128, "positive"], [128, "a blue square"], [128, "a yellow circle"]]
+    drawn = [each for each in page.events("traintrain.prepare") if each["stage"] == "samples"]
+    assert drawn and all(each["total"] == 3 for each in drawn)
+    kept = page.serialize()
+    page.load(BLANK)
+    page.load(kept)
+    assert [text for _, text in page.find(NODE).evaluate(PAIRS)] == ["positive", "a blue square", "a yellow circle"]
+
+
+def test_an_old_workflow_without_more_prompts_keeps_its_values(page):
+    page.evaluate("() => app.rootGraph.add(LiteGraph.createNode('TrainTrain_PreviewSettings'))")
+    page.find("TrainTrain_PreviewSettings").set(every=7, cfg=3.0, seed=5)
+    workflow = page.serialize()
+    (node,) = workflow["nodes"]
+    assert node["widgets_values"].pop() == "" and len(node["widgets_values"]) == 8
+    node["inputs"] = [each for each in node["inputs"] if each["name"] not in ("clip", "more_prompts")]
+    page.load(workflow)
+    values = page.find("TrainTrain_PreviewSettings").values()
+    assert (values["every"], values["cfg"], values["seed"], values["more_prompts"]) == (7, 3.0, 5, "")
+
+
 def test_a_difference_shows_its_copy_machine_in_the_same_chart(page):
     page.load_template("7_Copy_machine_and_difference")
     curve = [[step, 1 / step] for step in range(1, 9)]
@@ -296,8 +343,11 @@ def test_the_validation_is_a_green_line_with_a_dot_each_and_its_lowest_step(page
     page.load(page.serialize())
     node = page.find(NODE)
     assert chart(node) == [3, 8, 8]  # below the two of the training
+    rings = "(node) => [...node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=none]')].map((e) => Number(e.getAttribute('cx')))"
     dots = "(node) => node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=\"#58b368\"]').length"
     assert node.evaluate(dots) == 3
+    second = "(node) => Number(node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=\"#58b368\"]')[1].getAttribute('cx'))"
+    assert node.evaluate(rings) == [node.evaluate(second)], "the dot of step 4 has a ring"
     assert "validation lowest at step 4: 0.500" in node.evaluate(FIGURES)
 
 

@@ -35,7 +35,9 @@ FORMATS = {
     "mxfp8": Format("mxfp8"),
     "convrot_w4a4": Format("convrot_w4a4", {"convrot_groupsize": GROUP}),
     "convrot_w4a4_int8": Format("convrot_w4a4", {"convrot_groupsize": GROUP, "linear_dtype": "int8"}),
+    "asym_w4a8_int8": Format("asym_w4a8_int8", {"convrot_groupsize": GROUP}),  # not in ComfyUI 0.30
 }
+FORMATS = {name: wanted for name, wanted in FORMATS.items() if wanted.name in QUANT_ALGOS}
 
 
 def quantize(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:

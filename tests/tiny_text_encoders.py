@@ -21,6 +21,7 @@ from tiny_models import _draw_weights
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from transformers import LlamaTokenizerFast
 
 Weights = dict[str, torch.Tensor]
 
@@ -87,11 +88,11 @@ def _letters() -> dict[str, torch.Tensor]:
     return {"spiece_model": torch.tensor(list(model.getvalue()), dtype=torch.uint8)}
 
 
-def _bytes(_: Any) -> dict[str, Any]:
-    """Return a tokenizer with a token for each byte, as what the host makes of a Mistral file's."""
+def _bytes(*_: Any) -> LlamaTokenizerFast:
+    """Return a tokenizer with a token for each byte, in place of what the host makes of a Mistral file's."""
     tokenizer = Tokenizer(BPE({letter: number + 2 for number, letter in enumerate(sorted(ByteLevel.alphabet()))}, []))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    return {"tokenizer_object": tokenizer}
+    return LlamaTokenizerFast(tokenizer_object=tokenizer)
 
 
 _GEMMA = {"vocab_size": 128, "tokenizer": _letters}
@@ -163,7 +164,8 @@ def _tiny_in_host(kind: Kind) -> Iterator[dict[str, Any]]:
     vision, tiny = qwen_vl.Qwen2VLVisionTransformer, {"hidden_size": 32, "intermediate_size": 32}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comfy.sd, "detect_te_model", lambda weights: kind.files[int(weights["number"])].kind)
-        patch.setattr(flux, "load_mistral_tokenizer", _bytes)
+        patch.setattr(flux, "load_mistral_tokenizer", lambda data: {})
+        patch.setattr(flux.MistralTokenizerClass, "from_pretrained", _bytes)
         patch.setattr(
             qwen_vl,
             "Qwen2VLVisionTransformer",

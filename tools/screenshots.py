@@ -57,6 +57,7 @@ ADD_PREVIEW = """() => {
         loader.connect(1, prompt, 0);
         prompt.connect(0, preview, slot);
     });
+    loader.connect(1, preview, "clip");
     loader.connect(2, preview, "vae");
     preview.connect(0, training, "preview");
 }"""
@@ -83,7 +84,8 @@ def take_training(page: ComfyPage) -> None:
     forget_trainings(page.server.base)
     page.load_template("1_Train_a_LoRA")
     page.evaluate(ADD_PREVIEW)
-    page.find("TrainTrain_PreviewSettings").set(every=100, width=64, height=64, cfg=4.0, seed=3)
+    preview = page.find("TrainTrain_PreviewSettings").set(every=100, width=64, height=64, cfg=4.0, seed=3)
+    preview.set(more_prompts="a purple star on a gray background\na red circle on a white background")
     training = page.find("TrainTrain_TrainLoRA").set(learning_rate=1e-3, steps=150)
     page.run(timeout=400)  # an earlier run, for the chart
     training.set(learning_rate=2e-3, steps=300)

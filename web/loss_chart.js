@@ -5,7 +5,8 @@ const MARGIN = { left: 40, right: 8, top: 8, bottom: 18 };
 const SMOOTHED_STEPS = 25;
 const COLOURS = { now: "#3b9cff", wired: "#f2922c", before: "#8c8f98", validation: "#58b368" };
 
-// Draws runs [{ name, kind: "now" | "wired" | "before" | "validation", steps, curve: [[step, loss], ...] }] into an <svg>.
+// Draws runs [{ name, kind: "now" | "wired" | "before" | "validation", steps, curve: [[step, loss], ...], best }] into an
+// <svg>. best: the step of a validation that gets a ring
 export function drawChart(svg, runs, logarithmic) {
     const width = svg.clientWidth || 280;
     const height = svg.clientHeight || 120;
@@ -70,7 +71,9 @@ function drawLine(svg, line, place, box) {
     add(svg, "polyline", { ...look, points: points(line.smooth), "stroke-width": line.kind === "now" ? 2 : 1.5 });
     if (line.smooth.length > 1 && line.kind !== "validation") return;
     for (const [step, loss] of line.smooth) {
-        add(svg, "circle", { cx: place.x(step), cy: inside(place.y(loss)), r: 2.5, fill: COLOURS[line.kind] });
+        const at = { cx: place.x(step), cy: inside(place.y(loss)) };
+        add(svg, "circle", { ...at, r: 2.5, fill: COLOURS[line.kind] });
+        if (step === line.best) add(svg, "circle", { ...at, r: 5, fill: "none", stroke: COLOURS[line.kind], "stroke-width": 1.5 });
     }
 }
 

@@ -4,20 +4,34 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { findNode, isOpen, registerFor } from "./node_element.js";
 import { TrainingPanel } from "./training_panel.js";
+import { followQueue } from "./training_queue.js";
 import { t } from "./texts.js";
 
 const EVENTS = ["traintrain.step", "traintrain.end"];
 
 const panels = new WeakMap(); // node -> its panel
 
+// Returns the panel of the node that a message of the server is about, if it is on the canvas.
+function panelOf({ workflow, node }) {
+    return isOpen(workflow) ? panels.get(findNode(node)) : undefined;
+}
+
 function show(training) {
-    if (isOpen(training.workflow)) panels.get(findNode(training.node))?.show(training);
+    panelOf(training)?.show(training);
+}
+
+function prepare(preparation) {
+    panelOf(preparation)?.prepare(preparation);
 }
 
 // Shows trainings that started before the page or the workflow was opened.
 async function catchUp() {
     const answer = await api.fetchApi("/traintrain/trainings", { method: "POST" }).catch(() => null);
-    if (answer?.ok) (await answer.json()).trainings.forEach(show);
+    if (!answer?.ok) return;
+    const { trainings, preparing } = await answer.json();
+    trainings.forEach(show);
+    if (preparing) prepare(preparing);
+    followQueue(panelOf);
 }
 
 async function stop(node) {
@@ -33,6 +47,9 @@ async function stop(node) {
 
 // Listens from now on, not from `setup`: the server may send the first event before.
 for (const event of EVENTS) api.addEventListener(event, ({ detail }) => show(detail));
+api.addEventListener("traintrain.prepare", ({ detail }) => prepare(detail));
+for (const event of ["status", "traintrain.end"]) api.addEventListener(event, () => followQueue(panelOf));
+for (const event of ["traintrain.step", "traintrain.prepare"]) api.addEventListener(event, () => followQueue(panelOf, true));
 
 registerFor("traintrain.Training", ({ output }) => output.includes("LOSS_MAP"), {
     nodeCreated(node) {

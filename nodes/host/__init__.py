@@ -15,7 +15,7 @@ from .loading import open_model
 from .lora_import import check_network
 from .lora_keys import is_large, lora_key_of, with_lora
 from .prompt_tokens import blank_prompt, join_prompts
-from .sampling import Preview, Sampling, check_sampling, decode_image, sample_latent
+from .sampling import Preview, Sample, Sampling, check_sampling, decode_image, encode_prompt, sample_latent
 from .session import Job, Session, open_session
 from .similarity import image_similarities
 from .text_encoder import TrainedTextEncoder, clip_with_lora, has_text_encoder, plain_clip
@@ -25,6 +25,7 @@ __all__ = [
     "HostTextEncoder",
     "Job",
     "Preview",
+    "Sample",
     "Sampling",
     "Session",
     "TrainedTextEncoder",
@@ -34,6 +35,7 @@ __all__ = [
     "clip_with_lora",
     "decode_image",
     "encode_images",
+    "encode_prompt",
     "has_guidance_input",
     "has_text_encoder",
     "image_similarities",

@@ -15,6 +15,7 @@ from ...trainer import denoiser
 from ...trainer.dataset.image_decoding import to_unit_range
 from .host_denoiser import Patcher
 from .literal_captions import with_literal_captions
+from .preparation import CAPTIONS, IMAGES, announce
 
 # Parts of a CONDITIONING that only affect sampling: where and when a prompt is used, and what other networks add.
 SAMPLING_ONLY = {
@@ -45,7 +46,7 @@ class HostTextEncoder:
     def encode(self, captions: Sequence[str]) -> list[denoiser.Conditioning]:
         """Return the conditioning of each caption, without gradients."""
         known = _prompts.get(self._clip, {})
-        encoded = {text: known.get(text) or self._encode(text) for text in _counted(dict.fromkeys(captions))}
+        encoded = {text: known.get(text) or self._encode(text) for text in _counted(dict.fromkeys(captions), CAPTIONS)}
         _prompts[self._clip] = dict(list({**encoded, **known}.items())[:PROMPTS_KEPT])
         return [encoded[text] for text in captions]
 
@@ -109,20 +110,21 @@ def encode_images(
     _check_multiple([(image.shape[1], image.shape[0]) for image in images], multiple)
     names = names or [f"image {number} of {len(images)}" for number in range(1, len(images) + 1)]
     _refuse_non_finite(images, names, "The pixels have NaN or Inf in {}: check the nodes that the images come from.")
-    latents = [_encode_image(vae, image) for image in _counted(images)]
+    latents = [_encode_image(vae, image) for image in _counted(images, IMAGES)]
     _refuse_non_finite(
         latents, names, "The VAE makes NaN or Inf of {}: start ComfyUI with --fp32-vae, or use another VAE."
     )
     return _to_model_scale(patcher, latents)
 
 
-def _counted(items: Collection[Item]) -> Iterator[Item]:
-    """Yield items, and show on the node that runs how many of them are done.
+def _counted(items: Collection[Item], stage: str) -> Iterator[Item]:
+    """Yield items, and show on the node that runs how many of them are done. stage: what is done with them
 
     Raises ComfyUI's InterruptProcessingException if the user has cancelled.
     """
     bar = comfy.utils.ProgressBar(len(items))
-    for item in items:
+    for done, item in enumerate(items):
+        announce(stage, done, len(items))
         yield item
         bar.update(1)
 

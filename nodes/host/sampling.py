@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable, ContextManager, Iterator
 
 import comfy.model_management
@@ -15,6 +15,7 @@ from ...trainer.network import LoRANetwork
 from .encoding import check_channels, latent_shape
 from .host_denoiser import Patcher
 from .memory import is_out_of_memory
+from .preparation import SAMPLES, announce
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,23 @@ class Preview(Sampling):
     """Sets which samples are made during training, and how often.
 
     every: training steps between samples
+    more_prompts: text and CONDITIONING of prompts that are sampled besides `positive`, in the same way
     """
 
     every: int
+    more_prompts: tuple[tuple[str, list], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Holds the samples of one prompt.
+
+    prompt: its text; empty for the one that is connected as `positive`
+    image: without and with the LoRA side by side, (H, 2W, 3) in [0, 1]
+    """
+
+    prompt: str
+    image: torch.Tensor
 
 
 class Previewer:
@@ -58,26 +73,28 @@ class Previewer:
         """Prepare the samples. Raises ValueError if the MODEL or the VAE cannot make them."""
         check_sampling(preview, patcher)
         self._preview, self._patcher, self._network = preview, patcher, network
-        self._baseline: torch.Tensor | None = None
+        self._prompts = {"": preview.positive, **dict(preview.more_prompts)}
+        self._baselines: dict[str, torch.Tensor] = {}
         self._is_enabled = True
 
     def is_due(self, step: int) -> bool:
         """Return whether samples are due after a step."""
         return self._is_enabled and step % self._preview.every == 0
 
-    def sample(self, as_used: Callable[[], ContextManager]) -> torch.Tensor | None:
-        """Return the samples without and with the LoRA side by side, (H, 2W, 3) in [0, 1].
+    def sample(self, as_used: Callable[[], ContextManager]) -> list[Sample] | None:
+        """Return the samples of all prompts, without and with the LoRA.
 
         If that fails, logs a warning and returns None from then on: a failed sample must not end the training.
 
         as_used: context manager that runs a block with the weights for use
         """
         try:
-            if self._baseline is None:
+            if not self._baselines:
                 with self._network.scaled(0.0):
-                    self._baseline = self._sample()
+                    self._baselines = self._sample_all()
             with as_used(), self._network.scaled(1.0):
-                return torch.cat([self._baseline, self._sample()], dim=1)
+                images = self._sample_all()
+            return [Sample(text, torch.cat([self._baselines[text], image], dim=1)) for text, image in images.items()]
         except Exception as error:
             too_large = is_out_of_memory(error)
             reason = "out of memory, use a smaller width and height in Preview Settings" if too_large else str(error)
@@ -85,10 +102,23 @@ class Previewer:
             self._is_enabled = False
             return None
 
-    def _sample(self) -> torch.Tensor:
-        """Sample one image (H, W, 3) in [0, 1]; hooks on the model stay active."""
-        with _preserved_random_state():
-            return decode_image(self._preview.vae, sample_latent(self._patcher, self._preview))
+    def _sample_all(self) -> dict[str, torch.Tensor]:
+        """Sample one image (H, W, 3) in [0, 1] of each prompt; hooks on the model stay active."""
+        images = {}
+        for text, positive in self._prompts.items():
+            announce(SAMPLES, len(images), len(self._prompts))
+            with _preserved_random_state():
+                latent = sample_latent(self._patcher, replace(self._preview, positive=positive))
+                images[text] = decode_image(self._preview.vae, latent)
+        return images
+
+
+@torch.inference_mode()
+def encode_prompt(clip: Any, text: str, like: list) -> list:
+    """Return the CONDITIONING of a text as ComfyUI's CLIP Text Encode makes it, with the guidance of another, if it has one."""
+    guidance = {"guidance": like[0][1]["guidance"]} if like and "guidance" in like[0][1] else {}
+    encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return [[tensor, {**extra, **guidance}] for tensor, extra in encoded]
 
 
 def check_sampling(sampling: Sampling, patcher: Patcher) -> None:

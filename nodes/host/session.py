@@ -26,13 +26,14 @@ from ...trainer.run import Step, TrainingRun
 from ...trainer.state import State
 from ...trainer.validation import Validation
 from ...trainer.weights_digest import weights_digest
+from . import preparation
 from .distilled import warn_of_distillation
 from .host_denoiser import HostDenoiser, Patcher
 from .loading import load, open_model, patchers_of
 from .lora_import import create_network
 from .lora_keys import model_family
 from .memory import TooLittleMemory, is_out_of_memory, model_too_large_error, release_frames, step_too_large_error
-from .sampling import Preview, Previewer
+from .sampling import Preview, Previewer, Sample
 from .state_fit import state_fits
 from .text_encoder import Clip
 
@@ -80,6 +81,7 @@ class Session:
         _check_batch_size(job.peers, job.config)
         _log_ignored_settings(job.config, model, job.method)
         warn_of_distillation(job.model)
+        preparation.announce(preparation.NETWORK)
         self._job, self._model, self._started = job, model, time.time()
         self._network = create_network(job.network, job.lora, job.config.seed, job.model, job.clip, layers)
         self._run = TrainingRun(model, self._network, job.method, job.config, job.peers)
@@ -100,12 +102,15 @@ class Session:
         """Resume from a state, the first process's, or without one begin with the job's start, which may raise ValueError."""
         state = self._job.peers.broadcast(state)
         if state is not None:
+            preparation.announce(preparation.STATE)
             self._run.load_state(state)
         elif self._job.start is not None:
+            preparation.announce(preparation.CLOSED_FORM)
             self._job.start.begin(self._model, self._network, self._job.config.steps)
 
     def steps(self) -> Generator[Step, None, None]:
         """Train, and yield each finished step; see TrainingRun.steps."""
+        preparation.announce(preparation.FIRST_STEP)
         self._steps = self._take_steps()
         return self._steps
 
@@ -121,12 +126,13 @@ class Session:
         validation = self._job.validation
         if validation is None or not validation.is_due(step.number):
             return None
+        preparation.announce(preparation.VALIDATION)
         with self._run.eval_weights():
             loss = self.history.validation[step.number] = validation.measure(self._model)
         return loss
 
-    def sample(self, step: Step) -> torch.Tensor | None:
-        """Return the samples without and with the LoRA as one image (H, 2W, 3) in [0, 1], or None if none are due."""
+    def sample(self, step: Step) -> list[Sample] | None:
+        """Return the samples of all prompts, without and with the LoRA, or None if none are due."""
         if self._previewer is None or not self._previewer.is_due(step.number):
             return None
         samples = self._previewer.sample(self._run.eval_weights)
@@ -174,6 +180,7 @@ def open_session(job: Job, save: Callable[[Session], object]) -> Iterator[Sessio
 
     Raises TooLittleMemory if the training does not fit into memory.
     """
+    preparation.announce(preparation.MODEL)
     try:
         with open_model(job.model, job.config, job.clip) as (model, layers):
             session = Session(job, model, layers)

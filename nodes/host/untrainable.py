@@ -14,7 +14,9 @@ _REASONS = {
     "PiD": "it enlarges an image, which a training does not give it",
     "SeedVR2": "it restores an image, which a training does not give it",
     **dict.fromkeys(("LotusD", "SVD_img2vid", "SV3D_u", "SV3D_p", "Stable_Zero123"), _NEEDS_IMAGE),
-    **dict.fromkeys(("DepthAnything3", "RT_DETR_v4", "SAM3", "SAM31", "ACEStep", "TripoSplat"), _NOT_IMAGES),
+    **dict.fromkeys(
+        ("DepthAnything3", "RT_DETR_v4", "SAM3", "SAM31", "ACEStep", "TripoSplat", "Trellis2"), _NOT_IMAGES
+    ),
     **dict.fromkeys(
         ("LTXAV", "MiniMaxH3"), "its latents hold sound beside the image, which a training does not give it"
     ),

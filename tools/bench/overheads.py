@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import torch
 from pack.nodes import host
-from pack.nodes.progress import SECONDS_BETWEEN_EVENTS, STEP, TrainingProgress
+from pack.nodes.page_events import SECONDS_BETWEEN_EVENTS
+from pack.nodes.progress import STEP, TrainingProgress
 from pack.trainer.config import NetworkConfig, TrainingConfig
 from pack.trainer.history import History
 from pack.trainer.methods.ileco import ILECO

@@ -12,7 +12,7 @@ from .bad_values import words
 from .case import Case, Refused
 from .sandbox import Sandbox
 
-ROUTES = ("stop", "trainings", "folders", "thumbnails", "blocks")
+ROUTES = ("stop", "trainings", "waiting", "folders", "thumbnails", "blocks")
 TYPES = ("application/json", "text/plain", "application/json; charset=none", "multipart/form-data", "", "x" * 2000)
 REFUSED = 400, 403, 404, 405, 413, 415  # in the words of HTTP
 KEYS = st.sampled_from(("node", "folder", "name", "x", ""))
