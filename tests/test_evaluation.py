@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from pack.tools import base_folder
+from pack.tools import base_folder, evaluate
 from pack.tools.demonstration import write_images
-from pack.tools.evaluate import COLUMNS, chosen_experiments
+from pack.tools.evaluate import COLUMNS, Trainer, chosen_experiments
 from pack.tools.experiments import list_experiments
 from pack.tools.host_paths import ROOT
+from pack.tools.runner import Output
 from pack.tools.shapes.classify import Seen, classify
 from pack.tools.shapes.evaluation_sheet import CELL, SHOWN, draw_sheet
 from pack.tools.shapes.scenes import Scene
@@ -157,3 +160,15 @@ def test_the_folders_of_pairs_stand_beside_the_stars_and_not_among_them(tmp_path
     for name in ("part", "colour"):
         originals = [path for path in (inputs / f"pairs_{name}").glob("*.png") if not path.stem.endswith("_target")]
         assert len(originals) == COUNT and all(path.with_suffix(".txt").is_file() for path in originals)
+
+
+def test_what_other_nodes_show_is_no_lora(monkeypatch):
+    """Bucket Images is an output node, too, and shows a report without texts."""
+    shown = [Output("4", "Bucket Images", [], []), Output("8", "Save LoRA", [], ["a.safetensors"])]
+    server = SimpleNamespace(get=lambda _: {})
+    monkeypatch.setattr(evaluate, "run_workflow", lambda *_: shown)
+    for step in ("to_api", "set_values", "keep_outputs"):
+        monkeypatch.setattr(evaluate, step, lambda prompt, *_: {})
+    trainer = Trainer(server, None)
+    trainer.train(list_experiments(quick=True)[0])
+    assert trainer.loras == {"Save LoRA": Path("a.safetensors")}

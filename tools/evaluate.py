@@ -50,7 +50,7 @@ class Trainer:
         prompt = keep_outputs(prompt, self.object_info, ["TrainTrain_SaveLoRA"])
         self.seconds.clear()
         outputs = run_workflow(self.server, prompt, self._follow)
-        self.loras = {output.title: Path(output.texts[0]) for output in outputs}
+        self.loras = {output.title: Path(output.texts[0]) for output in outputs if output.texts}  # of Save LoRA alone
 
     def _follow(self, event: str, title: str, data: dict) -> None:
         now = time.monotonic()
