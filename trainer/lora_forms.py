@@ -63,7 +63,9 @@ class Part:
             whole if self.length is None or self.dimension != dimension else self.length
             for dimension, whole in enumerate(layer.weight.shape)
         )
-        return nn.Linear(columns, rows, bias=False, device="meta")
+        part = nn.Module()
+        part.weight = torch.empty((rows, columns), device="meta")
+        return part
 
     def add(self, adapter: Adapter, output: torch.Tensor, x: torch.Tensor, strength: float) -> torch.Tensor:
         """Return the layer's output (..., out), for its input x (..., in), with what an adapter of the part adds to it."""
