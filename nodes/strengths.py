@@ -14,8 +14,7 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 def read_strengths(text: str) -> list[float]:
     """Return the strengths in a text such as "-2, -1, 0, 1, 2", ascending, each once, and always with 0.
 
-    Raises ValueError if a word is not a number from -100 to 100, if there is no number other than 0, or if there are more
-    than 32.
+    Raises ValueError for an entry that is not a number from -100 to 100, for no strength other than 0, and for more than 32.
     """
     words = [word for word in re.split(r"[,;\s]+", text.replace("\N{MINUS SIGN}", "-")) if word]
     wrong = next((word for word in words if not _NUMBER.fullmatch(word) or abs(float(word)) > STRONGEST), None)

@@ -10,6 +10,11 @@ import pytest
 from pack.tools.browser import find_browser
 from pack.tools.page import BLANK, CANVASES, OPTIONS, ComfyPage
 
+# What the panel of a training node says in its first line.
+STATUS_LINE = (
+    "(node) => node.widgets.find((w) => w.name === 'training').element.querySelector('.traintrain-metrics').textContent"
+)
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -38,9 +43,23 @@ def shared_page(browser, server, canvas) -> Iterator[ComfyPage]:
 
 @pytest.fixture
 def page(shared_page) -> Iterator[ComfyPage]:
-    """ComfyUI's page with nothing on the canvas; after the test, no error of ours must have come up."""
+    """ComfyUI's page with nothing on the canvas. After the test its queue is emptied, and no error of ours has come up."""
     shared_page.errors.clear()
     shared_page.load(BLANK)
     shared_page.evaluate("() => { recorded.length = 0; }")
     yield shared_page
+    empty_queue(shared_page)
     assert not shared_page.our_errors(), shared_page.our_errors()
+
+
+def empty_queue(page: ComfyPage) -> None:
+    """Take out what waits, interrupt what runs, and wait until it has ended."""
+    page.server.post("/queue", {"clear": True})
+    while page.server.get("/queue")["queue_running"]:
+        page.server.post("/interrupt", {})
+        page.page.wait_for_timeout(100)
+
+
+def new_seed(page: ComfyPage) -> int:
+    """Return a seed that no training had: one that is on disk is not run again."""
+    return page.evaluate("() => Math.floor(Math.random() * 1e9)")

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from pack.tools.page import BLANK, ComfyPage, Node
 from pack.tools.shapes import shape_pairs, star_images
 from pack.trainer.lora_file import load_lora
+from page_fixtures import STATUS_LINE, new_seed
 
 NODE = "TrainTrain_TrainLoRA"
 EVENTS = ("traintrain.step", "traintrain.end", "traintrain.network", "traintrain.prepare")
 KINDS = ("TrainILECO", "TrainSlider", "TrainCopyMachine", "TrainDifference", "TrainADDifT")
-FIGURES = (
-    "(node) => node.widgets.find((w) => w.name === 'training').element.querySelector('.traintrain-metrics').textContent"
-)
 # Sends events of a training to the page as soon as its socket is open.
 EARLY_EVENTS = """(events) => {
     const Theirs = window.WebSocket;
@@ -49,23 +46,13 @@ PAIRS = """(node) => [...node.widgets.find((w) => w.name === "training").element
 
 
 @pytest.fixture
-def page(page) -> Iterator[ComfyPage]:
-    """A page whose queue is empty again after the test."""
-    yield page
-    page.server.post("/queue", {"clear": True})
-    page.server.post("/interrupt", {})
-    while page.server.get("/queue")["queue_running"]:
-        page.page.wait_for_timeout(100)
-
-
-@pytest.fixture
 def train(page) -> Node:
     """The first template on the page, with a training that takes a while; the samples after it are quick."""
     star_images.write(page.server.base / "input" / "purple_star")
     page.load_template("1_Train_a_LoRA")
     for sampler in page.find_all("TrainTrain_CompareLoRAs"):
         sampler.set(steps=1)
-    return page.find(NODE).set(steps=400, batch_size=1, seed=page.evaluate("() => Math.floor(Math.random() * 1e9)"))
+    return page.find(NODE).set(steps=400, batch_size=1, seed=new_seed(page))
 
 
 def press_stop(node: Node) -> None:
@@ -100,7 +87,7 @@ def test_the_chart_grows_until_stop_and_keep_and_stays(page, train):
     prompt = page.queue()
     wait_for_steps(page, 1)
     watch_grow(page, train)
-    text = train.evaluate(FIGURES)
+    text = train.evaluate(STATUS_LINE)
     assert all(part in text for part in ("of 400", "loss 0.", "lr ", "step", " left")), text
     press_stop(train)
     entry = page.wait_until_done(prompt)
@@ -108,7 +95,7 @@ def test_the_chart_grows_until_stop_and_keep_and_stays(page, train):
     step = int(saved(page, entry["outputs"])["traintrain_step"])
     assert 1 <= step < 400
     assert any(shown.get("images") for shown in entry["outputs"].values())
-    assert f"stopped at step {step} of 400" in train.evaluate(FIGURES)
+    assert f"stopped at step {step} of 400" in train.evaluate(STATUS_LINE)
 
     kept = page.serialize()
     before = chart(train)
@@ -119,7 +106,7 @@ def test_the_chart_grows_until_stop_and_keep_and_stays(page, train):
     page.load(kept)
     page.page.unroute("**/traintrain/trainings")
     again = page.find(NODE)
-    assert chart(again) == before and f"stopped at step {step} of 400" in again.evaluate(FIGURES)
+    assert chart(again) == before and f"stopped at step {step} of 400" in again.evaluate(STATUS_LINE)
 
     page.record("traintrain.end")
     for sampler in page.find_all("TrainTrain_CompareLoRAs"):
@@ -176,17 +163,17 @@ def test_a_page_opened_in_the_middle_shows_the_training_and_can_cancel_it(page, 
     page.open()
     page.wait_for("(name) => findNodes(name).length === 1", NODE)
     node = page.find(NODE)
-    page.wait_for(f"(name) => ({FIGURES})(findNodes(name)[0].node).includes('of 400')", NODE)
+    page.wait_for(f"(name) => ({STATUS_LINE})(findNodes(name)[0].node).includes('of 400')", NODE)
     wait_for_steps(page, 2)
     page.record("traintrain.end")
-    assert "left" in node.evaluate(FIGURES) and max(chart(node)) > 1
+    assert "left" in node.evaluate(STATUS_LINE) and max(chart(node)) > 1
     before = {file.name for file in (page.server.base / "output").iterdir()}
     page.evaluate("() => app.api.interrupt(null)")
     entry = page.wait_until_done(prompt)
     assert entry["status"]["status_str"] == "error" and not entry["outputs"].get(
         page.find("TrainTrain_CompareLoRAs").path
     )
-    page.wait_for(f"(name) => ({FIGURES})(findNodes(name)[0].node).includes('stopped at step')", NODE)
+    page.wait_for(f"(name) => ({STATUS_LINE})(findNodes(name)[0].node).includes('stopped at step')", NODE)
     step = page.events("traintrain.end")[-1]["step"]
     kept = (page.server.base / "output" / "traintrain").glob("*.safetensors")
     metadata = load_lora(max(kept, key=lambda file: file.stat().st_mtime)).metadata
@@ -196,7 +183,7 @@ def test_a_page_opened_in_the_middle_shows_the_training_and_can_cancel_it(page, 
     for each in workflow["nodes"]:
         each["properties"].pop("traintrain", None)
     page.load(workflow)  # as from a file without the curve: the server remembers it
-    page.wait_for(f"(name) => ({FIGURES})(findNodes(name)[0].node).includes('stopped at step')", NODE)
+    page.wait_for(f"(name) => ({STATUS_LINE})(findNodes(name)[0].node).includes('stopped at step')", NODE)
 
 
 def test_a_training_inside_a_subgraph_is_shown_and_stopped(page, train):
@@ -328,7 +315,7 @@ def test_the_node_says_what_of_a_connected_lora_it_started_from(page, origin, sa
         [NODE, {**run, "origin": origin, "resumed_at": 3}],
     )
     page.load(page.serialize())
-    assert page.find(NODE).evaluate(FIGURES).endswith(said)
+    assert page.find(NODE).evaluate(STATUS_LINE).endswith(said)
 
 
 def test_the_validation_is_a_green_line_with_a_dot_each_and_its_lowest_step(page):
@@ -348,7 +335,7 @@ def test_the_validation_is_a_green_line_with_a_dot_each_and_its_lowest_step(page
     assert node.evaluate(dots) == 3
     second = "(node) => Number(node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=\"#58b368\"]')[1].getAttribute('cx'))"
     assert node.evaluate(rings) == [node.evaluate(second)], "the dot of step 4 has a ring"
-    assert "validation lowest at step 4: 0.500" in node.evaluate(FIGURES)
+    assert "validation lowest at step 4: 0.500" in node.evaluate(STATUS_LINE)
 
 
 @pytest.mark.parametrize(

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from pack.tools.page import BLANK, ComfyPage, Node
 from pack.tools.shapes import shape_pairs, star_images
+from page_fixtures import STATUS_LINE, new_seed
 
 NODE, COPY, DIFFERENCE = "TrainTrain_TrainLoRA", "TrainTrain_TrainCopyMachine", "TrainTrain_TrainDifference"
-WORDS = (
-    "(node) => node.widgets.find((w) => w.name === 'training').element.querySelector('.traintrain-metrics').textContent"
-)
 # Keeps each text that the status line of a node has had, in the order they came.
 WATCH = """(node) => {
     const line = node.widgets.find((w) => w.name === "training").element.querySelector(".traintrain-metrics");
     node.seen = [line.textContent];
     new MutationObserver(() => node.seen.push(line.textContent)).observe(line, { childList: true, characterData: true });
 }"""
-
-
-@pytest.fixture
-def page(page) -> Iterator[ComfyPage]:
-    """A page whose queue is empty again after the test."""
-    yield page
-    page.server.post("/queue", {"clear": True})
-    page.server.post("/interrupt", {})
-    while page.server.get("/queue")["queue_running"]:
-        page.page.wait_for_timeout(100)
 
 
 @pytest.fixture
@@ -39,13 +26,9 @@ def train(page) -> Node:
     return page.find(NODE).set(steps=400, batch_size=1, seed=new_seed(page))
 
 
-def new_seed(page: ComfyPage) -> int:
-    return page.evaluate("() => Math.floor(Math.random() * 1e9)")
-
-
 def wait_for_words(page: ComfyPage, name: str, *parts: str, timeout: float = 60) -> None:
     """Wait until the status line of a node has all of these parts."""
-    script = f"([name, parts]) => parts.every((part) => ({WORDS})(findNodes(name)[0].node).includes(part))"
+    script = f"([name, parts]) => parts.every((part) => ({STATUS_LINE})(findNodes(name)[0].node).includes(part))"
     page.wait_for(script, [name, parts], timeout)
 
 
@@ -81,11 +64,11 @@ def test_a_stage_is_said_with_its_count_in_three_languages(page, train, locale, 
     try:
         page.load(page.serialize())
         train = page.find(NODE)
-        idle = train.evaluate(WORDS)
+        idle = train.evaluate(STATUS_LINE)
         send(page, train, stage="images", done=12, total=60)
-        assert train.evaluate(WORDS) == said != idle
+        assert train.evaluate(STATUS_LINE) == said != idle
         send(page, train, stage=None)
-        assert train.evaluate(WORDS) == idle
+        assert train.evaluate(STATUS_LINE) == idle
     finally:
         page.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'en')")
 
@@ -98,7 +81,7 @@ def test_a_preparation_that_fails_is_not_said_any_longer(page, train):
     page.wait_until_done(page.queue())
     page.wait_for("(name) => findNodes(name)[0].node.seen.length >= 3", NODE)
     assert "looking for an earlier result" in train.evaluate("(node) => node.seen")
-    assert train.evaluate(WORDS) == "The loss chart appears here during training."
+    assert train.evaluate(STATUS_LINE) == "The loss chart appears here during training."
 
 
 def test_a_page_opened_while_images_are_encoded_says_so(page, train):
@@ -127,12 +110,12 @@ def test_trainings_that_are_queued_say_what_is_before_them_and_when_they_start(p
     waiting = page.serialize()
     waiting["id"] = "another"
     page.load(waiting)  # as in another tab: the same node is on the canvas of a workflow that is not queued
-    assert "queue" not in page.find(NODE).evaluate(WORDS)
+    assert "queue" not in page.find(NODE).evaluate(STATUS_LINE)
     page.find(NODE).set(seed=new_seed(page), steps=400)
     page.queue()
     wait_for_words(page, NODE, "waiting: 3 trainings before it", "starts in about ", "takes about ")
     page.server.post("/queue", {"clear": True})
-    page.wait_for(f"(name) => !({WORDS})(findNodes(name)[0].node).includes('waiting')", NODE)
+    page.wait_for(f"(name) => !({STATUS_LINE})(findNodes(name)[0].node).includes('waiting')", NODE)
     page.evaluate("() => app.api.interrupt(null)")
     page.wait_until_done(first)
 
