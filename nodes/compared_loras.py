@@ -25,7 +25,7 @@ _FINGERPRINT = re.compile(r"_[0-9a-f]{16}$")  # at the end of a kept training's 
 
 
 def collect_loras(loras: dict[str, LoRA], prompt: Prompt, node_id: str, milestones: bool) -> dict[str, LoRA]:
-    """Return the connected LoRAs by their names; with milestones, each after those of its training.
+    """Return the connected LoRAs by their names; with milestones, each after those of its training, with its steps named.
 
     loras: by the slots of the node's input `loras`
 
@@ -39,9 +39,11 @@ def collect_loras(loras: dict[str, LoRA], prompt: Prompt, node_id: str, mileston
     links = prompt.get(node_id, {}).get("inputs", {})
     named: list[tuple[str, LoRA]] = []
     for number, (slot, lora) in enumerate(loras.items(), 1):
-        if milestones:
-            named.extend(_milestones(lora))
-        named.append((_name_of(lora, prompt, links.get(f"loras.{slot}")) or f"LoRA {number}", lora))
+        saved = list(_milestones(lora)) if milestones else []
+        name = _name_of(lora, prompt, links.get(f"loras.{slot}")) or f"LoRA {number}"
+        if saved:
+            name = f"{name} ({lora.metadata[STEP]} steps)"
+        named += [*saved, (name, lora)]
     return with_unique_names(named)
 
 
@@ -58,7 +60,7 @@ def _name_of(lora: LoRA, prompt: Prompt, link: Any) -> str:
 def _milestones(lora: LoRA) -> Iterator[tuple[str, LoRAWeights]]:
     """Yield the milestones of a LoRA's training by their names, in the order of their steps, except the LoRA's own step."""
     metadata = getattr(lora, "metadata", {})
-    if TRAINING not in metadata:
+    if not {TRAINING, STEP} <= metadata.keys():
         return
     by_step: dict[int, Path] = {}
     for path in sorted(Path(folder_paths.get_output_directory(), "loras").rglob("*steps*.safetensors")):
@@ -66,5 +68,5 @@ def _milestones(lora: LoRA) -> Iterator[tuple[str, LoRAWeights]]:
         if labels.get(TRAINING) == metadata[TRAINING] and labels.get(STEP, "").isdecimal():
             by_step[int(labels[STEP])] = path
     for step, path in sorted(by_step.items()):
-        if str(step) != metadata.get(STEP):
+        if str(step) != metadata[STEP]:
             yield path.stem, load_lora(path)

@@ -54,6 +54,8 @@ def measure_effects(
 def describe_effect(effects: Iterable[Effect]) -> list[str]:
     """Return what the curve of one LoRA says, a sentence or two for its positive and its negative strengths.
 
+    Only the positive side advises a strength to save the LoRA with: a file has one.
+
     effects: at ascending strengths, 0 among them
     """
     effects = list(effects)
@@ -78,7 +80,8 @@ def _describe_side(effects: list[Effect]) -> str:
     if not findings:
         return f"the image still changes at {usable[-1].strength:g}, the last strength compared."
     best = usable[grown].strength
-    advice = "" if best == 1 else f" Saved with strength {best:g} in Save LoRA, 1 acts like {best:g} here."
+    is_advised = best > 0 and best != 1
+    advice = f" Saved with strength {best:g} in Save LoRA, 1 acts like {best:g} here." if is_advised else ""
     return f"more strength {' and '.join(findings)}.{advice}"
 
 

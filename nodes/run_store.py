@@ -136,7 +136,7 @@ class RunStore:
             )
             return None
         if len(history) < self._steps:
-            logger.info("Step %d of %d is saved as %s", len(history), self._steps, path)
+            logger.info("Step %d of %d is kept as %s", len(history), self._steps, path)
         return path
 
     def check_folder(self) -> None:
@@ -156,17 +156,18 @@ class RunStore:
         return f"{self.name}_{step}steps"
 
     def _write_milestone(self, lora: LoRAWeights) -> None:
-        precision = self._saving.get("save_precision", "fp16")
+        step, precision = int(lora.metadata[STEP]), self._saving.get("save_precision", "fp16")
         is_private = not (args.disable_metadata or self._saving.get("for_publishing"))
-        write_output(
+        path = write_output(
             "loras",
-            self._milestone(int(lora.metadata[STEP])),
+            self._milestone(step),
             ".safetensors",
             False,
             lambda path: save_lora(
                 path, lora, precision, 1.0, file_metadata(lora, path.stem, {}, is_private), overwrite=False
             ),
         )
+        logger.info("Step %d of %d is saved as %s", step, self._steps, path)
 
     def _files(self, suffix: str, part: str = "") -> Iterator[Path]:
         """Yield the files of these trainings."""

@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import COMFYUI, ROOT
 from diffusers import UNet2DConditionModel
-from pack.tools.bench import overheads
+from pack.tools.bench import overheads, tables
+from pack.tools.bench.__main__ import PARTS
 from pack.tools.bench.rounds import list_rounds
 from pack.tools.bench.subjects import SD1, SDXL, load_subject
 from pack.tools.bench.timing import Timed, step_clock, take_turns
@@ -58,6 +59,11 @@ def test_a_part_that_there_is_not_is_refused_with_those_that_there_are(tmp_path)
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ran.returncode == 2
     assert "--only memroy: no part has this in its name; there are trainers, memory, ileco, offload" in ran.stderr
+
+
+def test_every_part_has_its_table():
+    shown = {name for name in vars(tables) if name.startswith("show_")}
+    assert {f"show_{part.replace(' ', '_')}" for part in PARTS} == shown
 
 
 def test_contenders_take_turns_and_the_median_counts():

@@ -116,6 +116,19 @@ def test_a_dropped_lora_gives_back_the_graph_that_made_it(page, canvas):
     assert len(given["links"]) == len(made["links"])
 
 
+def test_save_lora_shows_which_file_it_has_written(page, canvas):
+    load_training(page)
+    node = page.find("TrainTrain_SaveLoRA")
+    node.set(name=f"shown {canvas}")
+    assert page.page.locator(".traintrain-saved").count() == 0
+    for number, file in enumerate((f"shown {canvas}.safetensors", f"shown {canvas}_2.safetensors")):
+        page.find("TrainTrain_TrainLoRA").set(seed=100 + number)
+        (path,) = page.run()[node.path]["text"]
+        line = page.page.locator(".traintrain-saved .traintrain-words")
+        line.get_by_text(f"saved as {file}").wait_for(timeout=10000)
+        assert line.get_attribute("title") == path
+
+
 def test_three_trainings_in_the_queue_give_three_files(page, canvas):
     load_training(page)
     prompts = []

@@ -233,7 +233,7 @@ def test_milestones_of_the_training_are_rows_in_the_order_of_their_steps(tiny, c
         "pack.nodes.compare_loras.draw_grid", lambda drawn, _: rows.update(drawn) or torch.zeros(1, 8, 8, 3)
     )
     compare(lora, milestones=True, prompt=graph)
-    assert list(rows) == [*(f"star_{step}steps" for step in (2, 4, 6, 8, 10)), "star"]
+    assert list(rows) == [*(f"star_{step}steps" for step in (2, 4, 6, 8, 10)), "star (12 steps)"]
     saved = load_lora(output_folder / "loras" / "styles" / "star_10steps.safetensors")
     with torch.inference_mode():
         assert torch.equal(rows["star_10steps"][1], sample_in_host(tiny, host.with_lora(tiny.model, saved)))
@@ -352,10 +352,10 @@ def test_the_words_follow_from_the_curve(distances, broken, said):
 
 
 def test_what_is_saved_with_the_advised_strength_has_that_effect_at_1():
-    effects = [Effect(-1, 2.1, 0.1), Effect(-0.5, 2, 2), Effect(0, 0, 0), Effect(1, 2, 2), Effect(2, 2.1, 0.1)]
+    effects = [Effect(-1, 2.1, 0.1), Effect(-0.5, 2, 2), Effect(0, 0, 0), Effect(0.5, 2, 2), Effect(2, 2.1, 0.1)]
     assert describe_effect(effects) == [
-        "positive: more strength adds little from 1 on.",
-        "negative: more strength adds little from -0.5 on. Saved with strength -0.5 in Save LoRA, 1 acts like -0.5 here.",
+        "positive: more strength adds little from 0.5 on. Saved with strength 0.5 in Save LoRA, 1 acts like 0.5 here.",
+        "negative: more strength adds little from -0.5 on.",  # a file is saved with one strength
     ]
 
 

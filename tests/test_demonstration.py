@@ -1,4 +1,7 @@
-"""The demonstration model follows its prompt, and learns a purple star in the workflow of this repository."""
+"""The demonstration model follows its prompt, and learns a purple star in the workflow of this repository.
+
+In the short form it learns for fewer steps, enough for the color; the shape needs all of them, which `--long` takes.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,15 @@ import comfy.sd
 import pytest
 import torch
 from conftest import ROOT
-from pack.tools.runner import load_workflow, run_workflow
+from pack.tools.runner import keep_outputs, load_workflow, run_workflow, set_values, to_api
 from pack.tools.shapes import star_images
 from pack.tools.shapes.classify import Seen, classify
 from pack.tools.shapes.draw_samples import draw
 from pack.tools.shapes.scenes import BACKGROUNDS, COLOURS, SHAPES, Scene, place, random_scene
 from PIL import Image, ImageFilter
 from safetensors.torch import load_file
+
+FEWER = 120  # steps
 
 
 def share(drawn: list[Image.Image], right: Callable[[int, Seen], bool]) -> float:
@@ -46,32 +51,37 @@ def test_the_classifier_names_nothing_where_there_is_nothing_to_name():
 def test_the_model_draws_the_color_and_the_shape_of_the_prompt(shapes, is_long):
     rng = random.Random(7)
     scenes = [Scene(colour, shape, background) for colour in COLOURS for shape in SHAPES for background in BACKGROUNDS]
-    scenes = [scenes[i % len(scenes)] for i in range(100 if is_long else 40)]
     rng.shuffle(scenes)
+    scenes = [scenes[i % len(scenes)] for i in range(100 if is_long else 16)]
     drawn = draw(*shapes, [scene.caption() for scene in scenes], seed=1234)
     assert share(drawn, lambda i, seen: seen.colour == scenes[i].colour) >= 0.95
     assert share(drawn, lambda i, seen: seen.shape == scenes[i].shape) >= 0.90
 
 
 @pytest.fixture(scope="module")
-def taught(shapes, server):
-    """The model with the LoRA that the example workflow, as it is, writes."""
+def taught(shapes, server, is_long):
+    """The model with the LoRA that the example workflow writes."""
     star_images.write(server.base / "input" / "purple_star")
-    shown = run_workflow(server, load_workflow(ROOT / "example_workflows" / "1_Train_a_LoRA.json"))
+    info = server.get("/object_info")
+    workflow = to_api(load_workflow(ROOT / "example_workflows" / "1_Train_a_LoRA.json"), info)
+    if not is_long:
+        workflow = keep_outputs(set_values(workflow, {"Train LoRA.steps": FEWER}, info), info, ["TrainTrain_SaveLoRA"])
+    shown = run_workflow(server, workflow)
     path = next(output.texts[0] for output in shown if output.title == "Save LoRA")
     with torch.inference_mode():
         return comfy.sd.load_lora_for_models(shapes[0], None, load_file(path), 1.0, 0.0)[0]
 
 
-def test_it_learns_a_purple_star_that_it_did_not_know(shapes, taught):
-    prompts = [f"a purple star on a {background} background" for background in ("white", "black") * 8]
-    is_star = lambda _, seen: (seen.colour, seen.shape) == ("purple", "star")  # noqa: E731
-    assert share(draw(taught, *shapes[1:], prompts, seed=99), is_star) >= 0.80
-    assert share(draw(*shapes, prompts, seed=99), is_star) == 0.0
+def test_it_learns_a_purple_star_that_it_did_not_know(shapes, taught, is_long):
+    prompts = [f"a purple star on a {background} background" for background in ("white", "black")]
+    prompts *= 8 if is_long else 3
+    is_purple = lambda _, seen: seen.colour == "purple" and (seen.shape == "star" or not is_long)  # noqa: E731
+    assert share(draw(taught, *shapes[1:], prompts, seed=99), is_purple) >= 0.80
+    assert share(draw(*shapes, prompts, seed=99), is_purple) == 0.0
 
 
 def test_it_still_knows_the_old_shapes(shapes, taught, is_long):
     rng = random.Random(11)
-    scenes = [random_scene(rng) for _ in range(48 if is_long else 30)]
+    scenes = [random_scene(rng) for _ in range(48 if is_long else 10)]
     drawn = draw(taught, *shapes[1:], [scene.caption() for scene in scenes], seed=5)
     assert share(drawn, lambda i, seen: (seen.colour, seen.shape) == (scenes[i].colour, scenes[i].shape)) >= 0.90

@@ -27,7 +27,7 @@ def train(shapes, monkeypatch):
 
     def run(**inputs):
         model, clip, vae = shapes
-        values = {"steps": 3, "batch_size": 2, "learning_rate": 1e-3, "seed": 1, "training_images": images, **inputs}
+        values = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "seed": 1, "training_images": images, **inputs}
         with torch.inference_mode():
             return TrainLoRA.execute(model=model, clip=clip, vae=vae, **values).args
 
@@ -49,7 +49,7 @@ def test_base_trains_the_text_encoder_and_leaves_it_as_it_was(shapes, train):
     clip = shapes[1]
     before, learning = all_bytes(clip), [p.requires_grad for p in clip.cond_stage_model.parameters()]
     prompt = encode(clip, "a red circle")
-    model, trained, lora, loss = train(network=BOTH, steps=6)
+    model, trained, lora, loss = train(network=BOTH)
     text = {key for key in lora if key.startswith("lora_te_text_model_encoder_layers_")}
     assert sum(key.endswith(".alpha") for key in text) == 12 * 6  # q, k, v, out, fc1 and fc2 of each layer
     assert all(lora[key].any() for key in text if key.endswith("lora_up.weight") and "layers_11" not in key)
@@ -117,9 +117,9 @@ def test_the_text_encoder_has_its_own_learning_rate(train):
 
 def test_a_lora_with_text_encoder_resumes_with_it(train):
     settings = TrainingConfig(lr_scheduler="constant")
-    *_, straight, _ = train(network=BOTH, settings=settings, steps=4)
-    *_, first, _ = train(network=BOTH, settings=settings, steps=2)
-    *_, second, _ = train(lora=first, settings=settings, steps=4)
+    *_, straight, _ = train(network=BOTH, settings=settings, steps=2)
+    *_, first, _ = train(network=BOTH, settings=settings, steps=1)
+    *_, second, _ = train(lora=first, settings=settings, steps=2)
     assert straight.keys() == second.keys() and all(torch.equal(straight[key], second[key]) for key in straight)
 
 
@@ -130,11 +130,11 @@ def test_a_text_encoder_in_training_gets_fresh_orders_and_the_empty_prompt(train
     )
     settings = TrainingConfig(lr_scheduler="constant")
     pictures = [TrainingImage(torch.rand(64, 64, 3), "sks, a, b, c, d", None, "a", (64, 64))]
-    varied = {"shuffle_tags": True, "caption_dropout": 0.3, "training_images": pictures, "batch_size": 1}
-    *_, straight, _ = train(network=BOTH, settings=settings, steps=12, **varied)
-    assert "" in asked and len({text for text in asked if text.startswith("sks, ")}) > 4
-    *_, first, _ = train(network=BOTH, settings=settings, steps=6, **varied)
-    *_, second, _ = train(lora=first, settings=settings, steps=12, **varied)
+    varied = {"shuffle_tags": True, "caption_dropout": 0.5, "training_images": pictures, "batch_size": 1}
+    *_, straight, _ = train(network=BOTH, settings=settings, steps=6, **varied)
+    assert "" in asked and len({text for text in asked if text.startswith("sks, ")}) > 1
+    *_, first, _ = train(network=BOTH, settings=settings, steps=4, **varied)
+    *_, second, _ = train(lora=first, settings=settings, steps=6, **varied)
     assert all(torch.equal(straight[key], second[key]) for key in straight)
 
 

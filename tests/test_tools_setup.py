@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pack.tools import base_folder, host_setup, packages
 from pack.tools.errors import ToolError
-from pack.tools.host_paths import ROOT, Host, existing_host, interpreter, require_packages
+from pack.tools.host_paths import ROOT, Host, existing_host, interpreter, require_packages, keep_bytecode
 from pack.tools.terminal import StatusLine
 
 LOG = Path("install.log")
@@ -41,6 +41,18 @@ def test_a_virtual_environment_without_pip_is_made_anew(tmp_path):
     (venv / "kept").write_text("")
     host_setup.make_venv(venv)
     assert (venv / "kept").exists()
+
+
+@pytest.mark.parametrize("theirs", [None, "their_own"])
+def test_modules_are_compiled_once_though_nothing_may_be_written_beside_the_sources(tmp_path, monkeypatch, theirs):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
+    if theirs:
+        monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path / theirs))
+    (tmp_path / "source.py").write_text("")
+    keep_bytecode(tmp_path / "ours")
+    subprocess.run([sys.executable, "-c", "import source"], check=True, cwd=tmp_path)
+    assert list((tmp_path / (theirs or "ours")).rglob("source.*.pyc")) and not (tmp_path / "__pycache__").exists()
 
 
 def test_a_package_that_was_being_installed_at_a_kill_is_installed_again(tmp_path):

@@ -29,7 +29,7 @@ SHAPES = ROOT / "tools" / "shapes"
 CHECKPOINT = "models/checkpoints/shapes.safetensors"
 STAR = "input/purple_star"
 PAIRS = "pair_*.png"  # in input itself: Load Image lists no folders
-PAIR_FOLDERS = "pairs_*"  # of more pairs
+MORE_FOLDERS = ("pairs_*", "stars_alone")  # of the evaluation
 
 
 def forget_trainings(base: Path) -> None:
@@ -63,7 +63,7 @@ def prepare_base(host: Host, base: Path, status: StatusLine) -> None:
                 lambda: [
                     *_files(base / STAR),
                     *(base / "input").glob(PAIRS),
-                    *(file for folder in (base / "input").glob(PAIR_FOLDERS) for file in _files(folder)),
+                    *(file for folder in _more_folders(base / "input") for file in _files(folder)),
                 ],
                 disk_mb=10,
             ),
@@ -125,9 +125,13 @@ def _make_images(host: Host, base: Path) -> None:
     _run(host, part, "images")
     for pair in part.glob(PAIRS):
         os.replace(pair, base / "input" / pair.name)
-    for folder in part.glob(PAIR_FOLDERS):
+    for folder in _more_folders(part):
         replace_folder(folder, base / "input" / folder.name)
     replace_folder(part, base / STAR)
+
+
+def _more_folders(inputs: Path) -> list[Path]:
+    return [folder for pattern in MORE_FOLDERS for folder in inputs.glob(pattern)]
 
 
 def _run(host: Host, target: Path, *arguments: str | Path) -> None:

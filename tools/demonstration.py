@@ -27,6 +27,7 @@ def write_images(folder: Path) -> None:
 
     shutil.rmtree(folder, ignore_errors=True)
     star_images.write(folder)
+    star_images.write_alone(folder / "stars_alone")
     shape_pairs.write(folder)
 
 

@@ -198,6 +198,10 @@ def _concepts() -> Iterator[Experiment]:
     }
     figures = [Figure(name, *asked, "LoRA", ("Train LoRA",)) for name, asked in questions.items()]
     yield Experiment("purple star", "1_Train_a_LoRA", figures)
+    alone = {"Load Image Folder.folder": "stars_alone", "Train LoRA.steps": 300}
+    kept = "; ".join(f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES)
+    yield Experiment("stars alone", "1_Train_a_LoRA", figures, alone)
+    yield Experiment("stars alone, preserve", "1_Train_a_LoRA", figures, alone | {"Train LoRA.preserve": kept})
 
 
 def _both_ways(pair: Pair, method: str, trained_by: tuple[str, ...]) -> list[Figure]:

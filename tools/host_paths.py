@@ -35,6 +35,15 @@ def host_folder() -> Path:
     return Path(os.environ.get("TRAINTRAIN_HOST") or ROOT / ".host").absolute()
 
 
+def keep_bytecode(folder: Path) -> None:
+    """Let the programs that we start keep the modules they compile, in `folder` if not beside the sources.
+
+    Where PYTHONDONTWRITEBYTECODE is set, each of the suite's hundred processes would compile PyTorch anew, for seconds.
+    """
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        os.environ.setdefault("PYTHONPYCACHEPREFIX", str(folder))
+
+
 def own_host(folder: Path) -> Host:
     """Describe the host that the set-up makes in `folder`."""
     return Host(folder, folder / "ComfyUI", interpreter(folder / "venv"))

@@ -50,12 +50,12 @@ export function addElement(node, name, element, onDraw) {
     };
 }
 
-// Calls ours() after the handler that a node or widget already has.
+// Calls ours(), with the same values, after the handler that a node or widget already has.
 export function after(owner, name, ours) {
     const theirs = owner[name];
     owner[name] = function (...values) {
         const answer = theirs?.apply(this, values);
-        ours();
+        ours(...values);
         return answer;
     };
 }

@@ -12,8 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from .machine import describe_machine
-from .start import start_bench
+# In the order of the run; tables.py has a function for each.
+PARTS = ("trainers", "memory", "ileco", "offload", "underflow", "telemetry", "first step")
 
 
 def main() -> int:
@@ -24,15 +24,18 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="the smallest model, once")
     parser.add_argument("--only", default="", metavar="PART", help="only the parts with this in their name")
     arguments = parser.parse_args()
-    bench = start_bench(arguments.comfyui, arguments.base, arguments.folder, arguments.quick)
-    from .tables import PARTS  # needs the host
-
     parts = [part for part in PARTS if arguments.only in part]
     if not parts:
         parser.error(f"--only {arguments.only}: no part has this in its name; there are {', '.join(PARTS)}")
+    from .machine import describe_machine
+    from .start import start_bench
+
+    bench = start_bench(arguments.comfyui, arguments.base, arguments.folder, arguments.quick)
+    from . import tables  # needs the host
+
     bench.status.keep(describe_machine())
     for part in parts:
-        PARTS[part](bench)
+        getattr(tables, f"show_{part.replace(' ', '_')}")(bench)
     return 0
 
 

@@ -1,9 +1,8 @@
-"""The parts of the bench: each measures and prints its lines."""
+"""The parts of the bench, show_PART: each measures and prints its lines."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -130,14 +129,3 @@ def show_first_step(bench: Bench) -> None:
     bench.status.keep(
         f"from the queue to the end of the first step: {seconds.median:.2f} s (spread {seconds.spread:.0%}), the step {step:.2f} s"
     )
-
-
-PARTS: dict[str, Callable[[Bench], None]] = {
-    "trainers": show_trainers,
-    "memory": show_memory,
-    "ileco": show_ileco,
-    "offload": show_offload,
-    "underflow": show_underflow,
-    "telemetry": show_telemetry,
-    "first step": show_first_step,
-}

@@ -14,21 +14,30 @@ from PIL import Image
 from .scenes import COLOURS, SHAPES, Scene, place
 
 FORMATS = ("png", "jpg", "webp", "bmp", "gif", "tif")
-STARS = 8
+STARS, ALONE = 8, 16
 
 
 def write(folder: Path) -> None:
     """Write captioned images in mixed formats; the same ones every time."""
-    folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(3)
-    for number, (name, scene, caption) in enumerate([*_stars(rng), *_known_shapes(rng)]):
+    _write(folder, [*_stars(rng, STARS), *_known_shapes(rng)])
+
+
+def write_alone(folder: Path) -> None:
+    """Write images of stars and of nothing else, from which the model takes every shape for a star."""
+    _write(folder, _stars(random.Random(3), ALONE))
+
+
+def _write(folder: Path, images: list[tuple[str, Scene, str]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (name, scene, caption) in enumerate(images):
         _save(scene.draw(), folder / f"{name}.{FORMATS[number % len(FORMATS)]}")
         (folder / f"{name}.txt").write_text(caption, encoding="utf-8")
 
 
-def _stars(rng: random.Random) -> list[tuple[str, Scene, str]]:
+def _stars(rng: random.Random, count: int) -> list[tuple[str, Scene, str]]:
     """List name, scene and caption of each; the captions are whole sentences, and a short form now and then."""
-    scenes = [Scene("purple", "star", ("white", "black")[i % 2], **place(rng, smallest=20)) for i in range(STARS)]
+    scenes = [Scene("purple", "star", ("white", "black")[i % 2], **place(rng, smallest=20)) for i in range(count)]
     short = {3: "a purple star", 6: "purple star"}
     return [(f"star_{i + 1}", scene, short.get(i, scene.caption())) for i, scene in enumerate(scenes)]
 
