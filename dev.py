@@ -23,7 +23,7 @@ from tools.base_folder import forget_trainings, prepare_base
 from tools.browser import ensure_browser
 from tools.checkers import ensure_checkers
 from tools.errors import ToolError
-from tools.host_paths import ROOT, existing_host, host_folder, own_host, python_command, require_packages, keep_bytecode
+from tools.host_paths import ROOT, existing_host, host_folder, keep_bytecode, own_host, python_command, require_packages
 from tools.host_setup import PINNED, REQUIREMENTS, RUNNER_REQUIREMENTS, set_up
 from tools.newest_host import newest_folder, newest_versions
 from tools.server import Server

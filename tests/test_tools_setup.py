@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pack.tools import base_folder, host_setup, packages
 from pack.tools.errors import ToolError
-from pack.tools.host_paths import ROOT, Host, existing_host, interpreter, require_packages, keep_bytecode
+from pack.tools.host_paths import ROOT, Host, existing_host, interpreter, keep_bytecode, require_packages
 from pack.tools.terminal import StatusLine
 
 LOG = Path("install.log")
