@@ -27,7 +27,7 @@ def pages(browser, server) -> Iterator[list[ComfyPage]]:
         for page in opened:
             page.load(workflow)
             page.record("traintrain.end")
-            page.find("TrainTrain_CompareLoRAs").set(steps=1)
+            page.find("TrainTrain_CompareLoRAs").set(steps=1, strengths="1")
         yield opened
         server.post("/queue", {"clear": True})
         server.post("/interrupt", {})

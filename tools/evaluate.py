@@ -64,14 +64,18 @@ class Trainer:
 
 
 class Studio:
-    """Draws with the demonstration model in this process, with and without a LoRA."""
+    """Draws with the demonstration model in this process, with and without a LoRA.
 
-    def __init__(self, checkpoint: Path) -> None:
+    steps: of the sampler
+    """
+
+    def __init__(self, checkpoint: Path, steps: int = 20) -> None:
         import comfy.sd
         import torch
 
         with torch.inference_mode():
             self.model, self.clip, self.vae = comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
+        self._steps = steps
         self._bare: dict[tuple[str, ...], list] = {}
 
     def draw(self, prompts: list[str], lora: Path | None = None, strength: float = 0.0) -> list:
@@ -102,7 +106,7 @@ class Studio:
     def _draw(self, model, prompts: list[str]) -> list:
         from .shapes.draw_samples import draw
 
-        return draw(model, self.clip, self.vae, prompts, SEED)
+        return draw(model, self.clip, self.vae, prompts, SEED, self._steps)
 
 
 def measure(studio: Studio, trainer: Trainer, figure: Figure, samples: int) -> tuple[str, str, list]:
