@@ -15,10 +15,12 @@ from pack.tools.shapes import shape_pairs
 from pack.tools.terminal import StatusLine
 
 SAMPLES, SAMPLING_STEPS = 6, 10
+# One of six samples may be wrong, as one of twelve may with `--long`; fewer steps of the sampler copy less exactly.
+SLACK = {"%": 10, "dB": 2}
 FEWER = {
     "3_Replace_a_concept_iLECO": {"Train iLECO.start": "closed form", "Train iLECO.steps": 0},
     "4_Erase_a_concept_iLECO": {"Train iLECO.steps": 100},
-    "7_Copy_machine_and_difference": {"Train Copy Machine.steps": 150, "Train Difference.steps": 80},
+    "7_Copy_machine_and_difference": {"Train Copy Machine.steps": 200, "Train Difference.steps": 80},
 }
 
 
@@ -61,10 +63,11 @@ def test_the_method_does_what_it_promises(studio, trainer, is_long, name, workfl
         if figure.name not in bars:
             continue
         success, damage, _ = measure(studio, trainer, figure, SAMPLES * (1 + is_long))
+        slack = 0 if is_long else SLACK["dB" if success.endswith("dB") else "%"]
         if least_success is not None:
-            assert number(success) >= least_success, f"{figure.name}: {success}"
+            assert number(success) >= least_success - slack, f"{figure.name}: {success}"
         if most_damage is not None:
-            assert number(damage) <= most_damage, f"{figure.name}: {damage} damaged"
+            assert number(damage) <= most_damage + slack, f"{figure.name}: {damage} damaged"
 
 
 def number(text: str) -> float:
