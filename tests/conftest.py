@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 HOST = Path(os.environ.get("TRAINTRAIN_HOST", ROOT / ".host")).absolute()
 COMFYUI = Path(os.environ.get("TRAINTRAIN_COMFYUI", HOST / "ComfyUI")).absolute()
+
+# What a script starts in the background ignores Ctrl-C, and so would the programs that tests send it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # As a file, for the repository stays off sys.path.
 runpy.run_path(str(ROOT / "tools" / "load_pack.py"))["load_pack"](COMFYUI)
