@@ -67,6 +67,7 @@ def test_every_method_trains_and_leaves_the_model_as_it_was(quantized):
     for method in METHODS:
         *_, lora, loss = tiny.train(method, steps=1)
         assert torch.tensor(loss["loss"]).isfinite().all()
+        tiny.copy = lora if method == "copy machine" else tiny.copy  # of which Train Difference learns
         assert sum(tensor.any().item() for key, tensor in lora.items() if key.endswith("lora_up.weight")) > 10, method
         assert is_as_before(tiny, before, sample), method
 

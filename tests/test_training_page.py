@@ -51,7 +51,7 @@ def train(page) -> Node:
     star_images.write(page.server.base / "input" / "purple_star")
     page.load_template("1_Train_a_LoRA")
     for sampler in page.find_all("TrainTrain_CompareLoRAs"):
-        sampler.set(steps=1)
+        sampler.set(steps=1, strengths="1")
     return page.find(NODE).set(steps=400, batch_size=1, seed=new_seed(page))
 
 
@@ -136,7 +136,7 @@ def test_every_template_is_watched_stopped_and_ends_with_files_and_images(page, 
     shape_pairs.write(page.server.base / "input")
     page.load_template(name)
     for sampler in page.find_all("TrainTrain_CompareLoRAs"):
-        sampler.set(steps=1)
+        sampler.set(steps=1, strengths="1")
     nodes = {node.path: node for kind in KINDS for node in page.find_all(f"TrainTrain_{kind}")}
     for node in nodes.values():
         node.set(steps=400, batch_size=1, seed=page.evaluate("() => Math.floor(Math.random() * 1e9)"))
