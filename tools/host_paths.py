@@ -38,7 +38,7 @@ def host_folder() -> Path:
 def keep_bytecode(folder: Path) -> None:
     """Let the programs that we start keep the modules they compile, in `folder` if not beside the sources.
 
-    Where PYTHONDONTWRITEBYTECODE is set, each of the suite's hundred processes would compile PyTorch anew, for seconds.
+    Where PYTHONDONTWRITEBYTECODE is set, each of them would compile PyTorch anew, for seconds.
     """
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
         os.environ.setdefault("PYTHONPYCACHEPREFIX", str(folder))

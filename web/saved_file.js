@@ -9,8 +9,8 @@ const HEIGHT = 18; // pixels of the line
 registerFor("traintrain.SavedFile", ({ output, output_node }) => output_node && output.join() === "STRING", {
     nodeCreated(node) {
         let line = null; // none before the first file, so that the node keeps its saved size
-        after(node, "onExecuted", ({ text }) => {
-            const [path] = text ?? [];
+        after(node, "onExecuted", (shown) => {
+            const [path] = shown?.text ?? [];
             if (!path) return;
             if (!line) {
                 line = make("div", "words");
