@@ -27,7 +27,7 @@ def test_the_map_shows_the_blocks_of_the_model_that_the_workflow_loads(page):
     show_network(page)
     network = page.evaluate("(type) => app.graph.nodes.find((node) => node.type === type).id", NODE)
     page.page.locator(".traintrain-layout").select_option("model")
-    page.page.get_by_text("Connect this node to a training node").wait_for()
+    page.page.get_by_text("Connect this node to a training node").first.wait_for()
     assert page.page.locator(".traintrain-layout").input_value() == "SD 1.5, SD 2"
     page.evaluate(WIRE, [network, FILE])
     page.page.locator(".traintrain-layout").select_option("model")

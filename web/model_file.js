@@ -3,8 +3,7 @@
 const FOLDERS = { unet_name: "diffusion_models", ckpt_name: "checkpoints" }; // loader's widget -> ComfyUI's folder
 
 function nodesAfter(node) {
-    const links = (node.outputs ?? []).flatMap((output) => output.links ?? []);
-    return links.map((id) => node.graph.getNodeById(node.graph.getLink(id)?.target_id)).filter(Boolean);
+    return (node.outputs ?? []).flatMap((_, slot) => node.getOutputNodes(slot) ?? []);
 }
 
 function nodeBefore(node) {
