@@ -46,7 +46,7 @@ def make(name: str) -> tuple[nn.Module, DoRALayer, torch.Tensor]:
 
 
 def run(layer: nn.Module, adapter: DoRALayer, x: torch.Tensor, strength: float = 1.0) -> torch.Tensor:
-    x = adapter.scale_input(layer.weight, x, strength)
+    x = adapter.scale_input(layer, x, strength)
     return adapter(layer(x), x, strength)
 
 
