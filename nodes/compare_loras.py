@@ -11,6 +11,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..trainer.lora_file import can_scale
 from . import host
 from .compared_loras import NO_MILESTONES, collect_loras
 from .comparison_grid import draw_grid
@@ -178,7 +179,11 @@ def _report(
     strengths: list[float],
     similar: dict[str, list[float]] | None,
 ) -> str:
-    lines = [f"{name}, {sentence}" for name, curve in curves.items() for sentence in describe_effect(curve)]
+    lines = [
+        f"{name}, {sentence}"
+        for name, curve in curves.items()
+        for sentence in describe_effect(curve, can_scale(loras[name]))
+    ]
     if similar is not None:
         value, name, strength = max(
             (value, name, strength) for name, row in similar.items() for value, strength in zip(row, strengths)

@@ -51,22 +51,23 @@ def measure_effects(
     return effects
 
 
-def describe_effect(effects: Iterable[Effect]) -> list[str]:
+def describe_effect(effects: Iterable[Effect], can_be_saved: bool = True) -> list[str]:
     """Return what the curve of one LoRA says, a sentence or two for its positive and its negative strengths.
 
     Only the positive side advises a strength to save the LoRA with: a file has one.
 
     effects: at ascending strengths, 0 among them
+    can_be_saved: whether Save LoRA can save the LoRA at another strength
     """
     effects = list(effects)
     sides = {
         "positive": [effect for effect in effects if effect.strength >= 0],
         "negative": [effect for effect in reversed(effects) if effect.strength <= 0],
     }
-    return [f"{name}: {_describe_side(side)}" for name, side in sides.items() if len(side) > 1]
+    return [f"{name}: {_describe_side(side, can_be_saved)}" for name, side in sides.items() if len(side) > 1]
 
 
-def _describe_side(effects: list[Effect]) -> str:
+def _describe_side(effects: list[Effect], can_be_saved: bool) -> str:
     """Describe effects at strengths that lead away from 0."""
     broken = next((place for place, effect in enumerate(effects) if place and effect.is_broken), len(effects))
     usable = effects[:broken]
@@ -80,7 +81,7 @@ def _describe_side(effects: list[Effect]) -> str:
     if not findings:
         return f"the image still changes at {usable[-1].strength:g}, the last strength compared."
     best = usable[grown].strength
-    is_advised = best > 0 and best != 1
+    is_advised = can_be_saved and best > 0 and best != 1
     advice = f" Saved with strength {best:g} in Save LoRA, 1 acts like {best:g} here." if is_advised else ""
     return f"more strength {' and '.join(findings)}.{advice}"
 

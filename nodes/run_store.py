@@ -54,7 +54,8 @@ class RunStore:
         self._steps = _first(inputs["steps"])
         if "name" in self._saving:
             # Report an invalid name before training starts, not after it.
-            output_path("loras", self._milestone(self._steps), ".safetensors", overwrite=False)
+            for name in (self._saving["name"], self._milestone(self._steps)):
+                output_path("loras", name, ".safetensors", overwrite=False)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -212,8 +213,13 @@ def save_inputs(prompt: dict[str, dict], node_id: str) -> dict[str, Any]:
         inputs = node.get("inputs", {})
         lora = inputs.get("lora")
         if node.get("class_type") == "TrainTrain_SaveLoRA" and isinstance(lora, list) and lora[0] == node_id:
-            return {name: value for name, value in inputs.items() if isinstance(value, (str, bool))}
+            return {name: _as_saved(name, value) for name, value in inputs.items() if isinstance(value, (str, bool))}
     return {}
+
+
+def _as_saved(name: str, value: Any) -> Any:
+    """Return a value of Save LoRA as the node takes it: a name may have the ending of its file."""
+    return value.strip().removesuffix(".safetensors") if name == "name" and isinstance(value, str) else value
 
 
 def _first(value: Any) -> Any:

@@ -80,10 +80,20 @@ class TrainDifference(TrainingNode, io.ComfyNode):
         """Encode the image (1, H, W, 3). Raises ValueError if the inputs do not fit together."""
         network, config = merge_configs(cls.preset, network, settings, lora, training)
         host.check_network(model, network)
+        _refuse_dora(network, lora)
         _check_same_size(image, copy_machine)
         copying = host.with_lora(model, copy_machine)
         method = learn_image(model, vae, image, conditioning, config, distilled_guidance)
         return host.Job(copying, network, config, method, {METHOD: "difference"}, lora=lora, base=model)
+
+
+def _refuse_dora(network: NetworkConfig | None, lora: dict[str, torch.Tensor] | None) -> None:
+    """Raise ValueError if a DoRA is to be trained: its norms would be those of the model with the copy machine on it."""
+    if network.dora if network else any(key.endswith(".dora_scale") for key in lora or ()):
+        raise ValueError(
+            "Train Difference cannot train a DoRA, because its norms would keep a part of the copy machine, without which it is "
+            "used: turn off dora in LoRA Network, or connect no DoRA to lora."
+        )
 
 
 def _check_same_size(image: torch.Tensor, copy_machine: dict[str, torch.Tensor]) -> None:

@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from ..trainer.config import NetworkConfig, TrainingConfig
 from ..trainer.dataset import batches
 from ..trainer.distributed import Peers, join
+from ..trainer.gradient_start import check_gradient_start
 from ..trainer.history import History
 from ..trainer.lora_file import LoRAWeights
 from ..trainer.training_example import TrainingExample
@@ -222,9 +223,13 @@ def merge_configs(
 ) -> tuple[NetworkConfig | None, TrainingConfig]:
     """Return the connected network and settings, or else the preset's, with the node's steps, batch_size, learning_rate, seed.
 
-    The network is None, which means that of the LoRA, if a LoRA is connected and no network.
+    The network is None, which means that of the LoRA, if a LoRA is connected and no network. Raises ValueError for settings
+    that do not go together.
     """
-    return network or (None if lora else preset.network), replace(settings or preset.training, **training)
+    network, config = network or (None if lora else preset.network), replace(settings or preset.training, **training)
+    if network and not lora:
+        check_gradient_start(config, network)
+    return network, config
 
 
 def unwrap(value: Any) -> Any:

@@ -20,8 +20,9 @@ from pack.nodes.host.similarity import image_similarities
 from pack.nodes.load_lora import LoadLoRA
 from pack.nodes.save_lora import SaveLoRA
 from pack.nodes.strengths import describe_strength, read_strengths
-from pack.trainer.config import TrainingConfig
-from pack.trainer.lora_file import LoRAWeights, load_lora
+from pack.nodes.unique_names import with_unique_names
+from pack.trainer.config import NetworkConfig, TrainingConfig
+from pack.trainer.lora_file import LoRAWeights, can_scale, load_lora
 from PIL import Image
 from tiny_host import TinyHost
 from tiny_models import HEIGHT, WIDTH
@@ -357,6 +358,20 @@ def test_what_is_saved_with_the_advised_strength_has_that_effect_at_1():
         "positive: more strength adds little from 0.5 on. Saved with strength 0.5 in Save LoRA, 1 acts like 0.5 here.",
         "negative: more strength adds little from -0.5 on.",  # a file is saved with one strength
     ]
+
+
+def test_no_strength_is_advised_for_a_lora_that_cannot_be_saved_with_another(tiny):
+    effects = [Effect(0, 0, 0), Effect(0.5, 2, 2), Effect(2, 2.1, 0.1)]
+    assert describe_effect(effects, can_be_saved=False) == ["positive: more strength adds little from 0.5 on."]
+    dora = tiny.train("iLECO", network=NetworkConfig(rank=2, alpha=2, dora=True))[1]
+    assert not can_scale(dora) and can_scale(tiny.train("iLECO", network=NetworkConfig("lokr", 2, 2))[1])
+
+
+def test_a_name_that_ends_like_a_number_hides_no_other():
+    names = ["star (2)", "star", "star", "moon", "moon"]
+    named = with_unique_names([(name, place) for place, name in enumerate(names)])
+    shown = ["star (2)", "star (3)", "star (4)", "moon", "moon (2)"]
+    assert list(named.items()) == list(zip(shown, range(5)))
 
 
 def test_the_chart_and_the_report_show_what_was_measured_and_the_pictures_are_saved(

@@ -46,7 +46,7 @@ def make(name: str) -> tuple[nn.Module, DoRALayer, torch.Tensor]:
 
 
 def run(layer: nn.Module, adapter: DoRALayer, x: torch.Tensor, strength: float = 1.0) -> torch.Tensor:
-    x = adapter.scale_input(layer.weight, x, strength)
+    x = adapter.scale_input(layer, x, strength)
     return adapter(layer(x), x, strength)
 
 
@@ -152,7 +152,7 @@ def test_the_hooks_of_a_network_run_it_and_leave_nothing_behind():
     torch.testing.assert_close(copy(x), full, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["LoRA", "iLECO", "ADDifT", "difference"])
+@pytest.mark.parametrize("method", ["LoRA", "iLECO", "ADDifT", "copy machine"])
 def test_a_training_gives_a_file_that_the_host_applies_as_it_was_trained(tiny, tmp_path, method):
     model, *_, lora, loss = tiny.train(method, network=DORA, steps=4, settings=SETTINGS)
     scales = {key: tensor for key, tensor in lora.items() if key.endswith(".dora_scale")}
@@ -191,6 +191,15 @@ def test_only_the_form_with_a_norm_per_output_is_refused(tiny):
     plain = tiny.train("LoRA", steps=2)[2]
     with pytest.raises(ValueError, match="instead of .*dora_scale"):
         tiny.train("LoRA", network=NetworkConfig(rank=4, alpha=4, dora=True), lora=plain, seed=9)
+
+
+def test_a_difference_is_no_dora(tiny):
+    """Its norms would be those of the model with the copy machine on it, and the file is for the model without."""
+    with pytest.raises(ValueError, match="Train Difference cannot train a DoRA.*turn off dora"):
+        tiny.train("difference", network=DORA)
+    dora = tiny.train("LoRA", network=DORA, settings=SETTINGS, steps=2)[2]
+    with pytest.raises(ValueError, match="connect no DoRA to lora"):
+        tiny.train("difference", network=None, lora=dora)
 
 
 def test_settings_that_do_not_go_together_are_refused():

@@ -9,6 +9,7 @@ from pack.trainer.network import LoRANetwork
 from pack.trainer.run import TrainingRun
 from pack.trainer.state import load_state, save_state
 from test_resume import assert_same, finish, make_run, stop
+from tiny_host import TinyHost
 from tiny_training import Fixed, make_training, train
 from torch import nn
 
@@ -128,6 +129,14 @@ def test_other_types_are_refused_in_a_sentence(network):
     made = LoRANetwork.create(layers, network, str, seed=0)
     with pytest.raises(ValueError, match="gradient_start is above 0 and LoRA Network makes no plain LoRA"):
         train(model, made, method, config)
+
+
+@pytest.mark.parametrize("network", [NetworkConfig("loha", 2, 2), NetworkConfig(rank=2, alpha=2, dora=True)])
+def test_a_node_refuses_other_types_before_it_encodes_anything(tmp_path, network):
+    tiny = TinyHost(tmp_path)
+    tiny.vae.encode = lambda pixels: pytest.fail("an image was encoded")
+    with pytest.raises(ValueError, match="gradient_start is above 0"):
+        tiny.train("LoRA", network=network, settings=TrainingConfig(gradient_start=2))
 
 
 def test_a_rank_above_the_width_of_the_layer_keeps_the_rest_of_its_rows():

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import mmap
 import re
+import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 
 import comfy.model_management
 import pytest
 import torch
 from pack.nodes import host
+from pack.nodes.kept_files import kept_folder
 from pack.trainer.checkpointing import checkpointed
-from pack.trainer.config import TrainingConfig
+from pack.trainer.config import NetworkConfig, TrainingConfig
 from pack.trainer.in_place import InPlaceGuard
 from pack.trainer.offload import offloaded
 from tiny_host import TinyHost
@@ -52,7 +55,8 @@ def tiny(request, tmp_path_factory) -> TinyHost:
 
 
 def train(tiny: TinyHost, method: str, offload: str) -> dict[str, torch.Tensor]:
-    """Return the LoRA of a training with checkpointing."""
+    """Return the LoRA of a training with checkpointing, which no earlier result stands in for."""
+    shutil.rmtree(kept_folder(), ignore_errors=True)
     outputs = tiny.train(method, settings=TrainingConfig(gradient_checkpointing=True, offload=offload))
     return next(each for each in outputs if isinstance(each, dict) and any("lora_up" in str(key) for key in each))
 
@@ -99,6 +103,50 @@ def test_on_a_gpu_every_layer_takes_its_weights_when_it_computes(tiny, monkeypat
         assert same(train(tiny, "LoRA", "all"), plain)
     assert states[0] == comfy.model_management.VRAMState.NO_VRAM != comfy.model_management.vram_state
     assert same(weights(tiny.model.model), before)
+
+
+def streamed(layers: torch.nn.Module) -> list[bool]:
+    """Return of each layer whether it takes its weights when it computes."""
+    return [each.comfy_cast_weights for each in layers.modules() if hasattr(each, "comfy_cast_weights")]
+
+
+def test_on_a_gpu_the_weights_wait_again_after_a_sample(tiny, monkeypatch):
+    with a_gpu(monkeypatch):
+        job = tiny.job("LoRA", settings=TrainingConfig(gradient_checkpointing=True, offload="all"))
+        with host.open_session(replace(job, preview=tiny.preview(every=2)), lambda session: None) as session:
+            layers = session._model.patcher.model.diffusion_model
+            for step in session.steps():
+                assert all(streamed(layers))
+                assert (session.sample(step) is not None) == (step.number % 2 == 0)
+                assert all(streamed(layers))
+
+
+@pytest.mark.parametrize(
+    "method, inputs",
+    [
+        ("LoRA", {"network": NetworkConfig(rank=4, alpha=4, dora=True)}),
+        ("iLECO", {"start": "closed form", "steps": 0, "denoise_steps": 0, "guidance": 0.0}),
+    ],
+)
+def test_a_lora_on_the_model_counts_while_its_weights_wait(tmp_path, monkeypatch, method, inputs):
+    """The norms of a DoRA and the closed form are made of the weights that the model computes with."""
+    tiny = TinyHost(tmp_path, "SD1")
+    tiny.model = host.with_lora(tiny.model, tiny.train("copy machine", learning_rate=0.1)[1])
+    plain = learned(tiny.job(method, settings=TrainingConfig(gradient_checkpointing=True), **inputs))
+    with a_gpu(monkeypatch):
+        settings = TrainingConfig(gradient_checkpointing=True, offload="all")
+        waiting = learned(tiny.job(method, settings=settings, **inputs))
+    assert plain.keys() == waiting.keys()
+    for key, tensor in plain.items():
+        torch.testing.assert_close(waiting[key], tensor, rtol=1e-2, atol=1e-2 * tensor.abs().max().item())
+
+
+def learned(job: Any) -> dict[str, torch.Tensor]:
+    with host.open_session(job, lambda session: None) as session:
+        session.load_state(None)
+        for _ in session.steps():
+            pass
+        return session.lora()
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="This system has no madvise.")

@@ -62,7 +62,7 @@ def training_node(name: str, **extra) -> SimpleNamespace:
 
 
 def test_an_invalid_name_is_reported_before_training_starts(base):
-    with pytest.raises(ValueError, match="'../x_5steps' is not a valid file name"):
+    with pytest.raises(ValueError, match="'../x' is not a valid file name"):
         RunStore(training_node("../x"), {"steps": 5})
 
 

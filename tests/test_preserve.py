@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pack.trainer.config import TrainingConfig
+from pack.nodes import host
+from pack.nodes.train_lora import TrainLoRA
+from pack.trainer.config import NetworkConfig, TrainingConfig
 from pack.trainer.dataset.training_image import TrainingImage
 from pack.trainer.loss import step_loss
 from pack.trainer.methods.denoise import Denoise, Preserved
@@ -135,7 +137,49 @@ def test_a_text_encoder_in_training_encodes_the_preserved_prompts_with_the_lora_
     method = Denoise(examples, iter([[0, 1]]), CONFIG, words, preserved=Preserved(["0.7"]))
     with network.injected(), network.scaled(1.0):
         method.run_step(model, network, 0, torch.Generator().manual_seed(5))
-    assert words.seen == [(["0.7", "0.7"], 0.0), (["0.3", "0.3", "0.7", "0.7"], 1.0)]
+    assert words.seen == [(["0.7"], 0.0), (["0.3", "0.3", "0.7", "0.7"], 1.0)]
+
+
+def test_each_preserved_prompt_is_encoded_without_the_lora_once():
+    model = TinyModel()
+    network = learned_network(model)
+    examples, words = [replace(each, conditioning="0.3") for each in EXAMPLES], Words(network)
+    method = Denoise(examples, iter([[0, 1], [2], [3, 0]]), CONFIG, words, preserved=Preserved(["0.7", "0.9", "0.1"]))
+    with network.injected(), network.scaled(1.0):
+        for step in range(3):
+            method.run_step(model, network, step, torch.Generator().manual_seed(5))
+    assert [captions for captions, strength in words.seen if not strength] == [["0.7", "0.9"], ["0.1"]]
+
+
+def test_while_the_text_encoder_is_trained_the_teacher_gets_each_preserved_prompt_in_its_turn(shapes):
+    model, clip, vae = shapes
+    texts = ["a blue square", "a green triangle"]
+    with torch.inference_mode():
+        job = TrainLoRA.prepare(
+            model=model,
+            clip=clip,
+            vae=vae,
+            training_images=[TrainingImage(torch.rand(64, 64, 3), "red circle", None, "a", (64, 64))],
+            network=NetworkConfig(rank=2, blocks="OUT01, BASE"),
+            preserve="; ".join(texts),
+            **{"steps": 6, "batch_size": 1, "learning_rate": 1e-3, "seed": 1},
+        )
+    prompts = host.HostTextEncoder(clip).encode(texts)
+    seen: list[torch.Tensor] = []
+    with host.open_session(job, lambda session: None) as session:
+        predict = session._model._predict_group
+
+        def note(x_t, sigma, conds):
+            if not torch.is_grad_enabled() and session._network._strength == 0:
+                seen.append(conds[0]["c_crossattn"].cond.cpu())
+            return predict(x_t, sigma, conds)
+
+        session._model._predict_group = note
+        for _ in session.steps():
+            pass
+    assert len(seen) == 6
+    for place, prompt in enumerate(seen):
+        torch.testing.assert_close(prompt, prompts[place % 2][0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture(scope="module")

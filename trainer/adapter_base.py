@@ -77,6 +77,21 @@ class Adapter(nn.Module):
         return F.conv2d(x, weight, **self.conv_arguments)
 
 
+def weight_in_use(layer: nn.Module) -> torch.Tensor:
+    """Return the weight (out, in, ...) that a layer computes with.
+
+    A host that keeps weights outside the device puts its patches, such as a LoRA on the model, on a weight only when the layer
+    computes: by the functions in `weight_function`.
+    """
+    functions = getattr(layer, "weight_function", None)
+    if not functions:
+        return layer.weight
+    weight = layer.weight.detach().dequantize().to(torch.float32, copy=True)  # the functions write in place
+    for function in functions:
+        weight = function(weight)
+    return weight
+
+
 def sizes_of(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, int]]:
     """Return the rows and the size of each tensor: a convolution's kernel may be stored flat."""
     return {name: (len(tensor), tensor.numel()) for name, tensor in tensors.items()}

@@ -5,7 +5,19 @@ from __future__ import annotations
 import torch
 
 from .adapters import LoRALayer
+from .config import NetworkConfig, TrainingConfig
 from .network import LoRANetwork
+
+NO_PLAIN_LORA = (
+    "gradient_start is above 0 and LoRA Network makes no plain LoRA: set network_type to lierla or c3lier and turn off dora, or "
+    "set gradient_start to 0."
+)
+
+
+def check_gradient_start(config: TrainingConfig, network: NetworkConfig) -> None:
+    """Raise ValueError if a new network has no LoRA that can start along gradients."""
+    if config.gradient_start and (network.dora or network.network_type not in ("lierla", "c3lier")):
+        raise ValueError(NO_PLAIN_LORA)
 
 
 class GradientStart:
@@ -24,10 +36,7 @@ class GradientStart:
     def __init__(self, network: LoRANetwork, rng: torch.Generator) -> None:
         self._layers = [layer for layer in network.children() if type(layer) is LoRALayer]
         if not self._layers:
-            raise ValueError(
-                "gradient_start is above 0 and LoRA Network makes no plain LoRA: set network_type to lierla or c3lier and "
-                "turn off dora, or set gradient_start to 0."
-            )
+            raise ValueError(NO_PLAIN_LORA)
         self._before = [layer.down.detach().clone() for layer in self._layers]
         self._sums = [torch.zeros_like(down) for down in self._before]
         with torch.no_grad():

@@ -105,6 +105,12 @@ def load_lora(path: Path) -> LoRAWeights:
     return LoRAWeights(tensors, metadata)
 
 
+def can_scale(lora: dict[str, torch.Tensor]) -> bool:
+    """Return whether a LoRA can be saved at another strength, which a DoRA cannot."""
+    kinds = _UNSCALED, _OUTER, _INNER, _DELTA
+    return all(any(kind.search(key) for kind in kinds) for key in lora)
+
+
 def _scale(key: str, tensor: torch.Tensor, strength: float) -> torch.Tensor:
     """Multiply the two factors of the product by sqrt(strength) each, so that neither overflows; one gets the sign."""
     root = abs(strength) ** 0.5

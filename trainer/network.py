@@ -219,7 +219,7 @@ class LoRANetwork(nn.Module):
         def scale(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
             if self._strength == 0:
                 return None
-            return adapter.scale_input(layer.weight, inputs[0], self._strength), *inputs[1:]
+            return adapter.scale_input(layer, inputs[0], self._strength), *inputs[1:]
 
         return scale
 

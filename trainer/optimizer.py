@@ -93,6 +93,12 @@ def create_optimizer(config: TrainingConfig, parameters: list[torch.Tensor] | li
     return _with_rates(choice.build(kind, module, defaults, _RESERVED), groups)
 
 
+def settings_of(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, Any]:
+    """Return what the user has set for a group of an optimizer: the rest of the group is what it has found in its steps."""
+    names = {"initial_lr", *inspect.signature(type(optimizer)).parameters} - {"params"}
+    return {name: value for name, value in group.items() if name in names}
+
+
 def check_settings(config: TrainingConfig) -> None:
     """Raise ValueError if the settings of the optimizer or the schedule are invalid, whatever the learning rate."""
     config = replace(config, learning_rate=1.0)  # the training node sets it

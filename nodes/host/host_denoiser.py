@@ -34,7 +34,7 @@ class HostDenoiser:
         self.pixels_per_latent = patcher.model.latent_format.spacial_downscale_ratio
         self._sigmas = _sigma_table(patcher.model.model_sampling)
         self._options, self._guard = _transformer_options(patcher), guard
-        self._model_conds: dict[tuple, dict] = {}
+        self._model_conds: dict[tuple, tuple[denoiser.Conditioning, dict]] = {}
         self.latest_size: tuple[int, ...] = ()  # height and width of the latest latents; empty before
 
     def sigma_at(self, t: torch.Tensor) -> torch.Tensor:
@@ -73,8 +73,9 @@ class HostDenoiser:
             return self._model_cond(conditioning, x_t)
         key = (id(conditioning), x_t.shape[1:])
         if key not in self._model_conds:
-            self._model_conds[key] = self._model_cond(conditioning, x_t)
-        return self._model_conds[key]
+            # With the prompt itself: the id of one that is gone is soon that of another.
+            self._model_conds[key] = conditioning, self._model_cond(conditioning, x_t)
+        return self._model_conds[key][1]
 
     def _model_cond(self, conditioning: denoiser.Conditioning, x_t: torch.Tensor) -> dict:
         x = x_t[:1].detach()

@@ -136,7 +136,9 @@ class Session:
         if self._previewer is None or not self._previewer.is_due(step.number):
             return None
         samples = self._previewer.sample(self._run.eval_weights)
-        load(patchers_of(self._model.patcher, self._job.clip))  # the VAE may have displaced them
+        patchers = patchers_of(self._model.patcher, self._job.clip)
+        # The VAE may have displaced them, and sampling loads what waits outside the device.
+        load(patchers, self._job.config.offload)
         return samples
 
     def lora(self) -> LoRAWeights:

@@ -20,6 +20,7 @@ from typing import Sequence
 import torch
 from torch import nn
 
+from ..adapter_base import weight_in_use
 from ..denoiser import TIMESTEPS, Conditioning, Denoiser
 from ..network import LoRANetwork
 
@@ -88,7 +89,7 @@ class ClosedForm:
             raise NoClosedForm("the prompts that differ have the same tokens")
         lost = 0.0
         for name, layer in layers.items():
-            weight = layer.weight.detach().dequantize().to("cpu", torch.float64)
+            weight = weight_in_use(layer).detach().dequantize().to("cpu", torch.float64)
             up, down, share = cut_to_rank(weight @ moves.T, solution, network.config.rank)
             network.start_at(name, up, down)
             lost += share / len(layers)

@@ -50,6 +50,7 @@ class Denoise:
         self.examples, self.batches, self.config, self.text_encoder = examples, batches, config, text_encoder
         self.captions, self.preserved = captions, preserved
         self._prompts = cycle(preserved.prompts) if preserved else None
+        self._without_lora: dict[str, Conditioning] = {}  # preserved prompts that a text encoder has encoded
 
     def strength(self, step: int) -> float:
         """Return the LoRA's strength in a step (from 0)."""
@@ -66,7 +67,7 @@ class Denoise:
         mask, weight = stack_masks(batch), stack_weights(batch)
         if preserved:
             with torch.no_grad(), network.scaled(0.0):
-                target = torch.cat([target, model.predict(x_t, sigma, self._encode(preserved))])
+                target = torch.cat([target, model.predict(x_t, sigma, self._encode_without_lora(preserved))])
             x_t, sigma = torch.cat([x_t, x_t]), torch.cat([sigma, sigma])
             mask = None if mask is None else torch.cat([mask, torch.ones_like(mask)])
             weight = self._weight_of_both(weight, len(batch), model.device)
@@ -86,6 +87,15 @@ class Denoise:
 
     def _encode(self, prompts: Sequence[Conditioning]) -> Sequence[Conditioning]:
         return self.text_encoder.encode(prompts) if self.text_encoder else prompts
+
+    def _encode_without_lora(self, prompts: Sequence[Conditioning]) -> Sequence[Conditioning]:
+        """Encode preserved prompts while the LoRA is off: once, as the text encoder without it stays the same."""
+        if self.text_encoder is None:
+            return prompts
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._without_lora]
+        if new:
+            self._without_lora.update(zip(new, self.text_encoder.encode(new)))
+        return [self._without_lora[prompt] for prompt in prompts]
 
     def _weight_of_both(self, weight: torch.Tensor | None, count: int, device: torch.device) -> torch.Tensor:
         """Return the weights (2 B,) of images and preserved prompts, so that the loss is the sum of both means."""
