@@ -266,7 +266,7 @@ def test_samples_of_several_prompts_are_side_by_side_with_their_prompts(page, tr
 
 
 def test_an_old_workflow_without_more_prompts_keeps_its_values(page):
-    page.evaluate("() => app.rootGraph.add(LiteGraph.createNode('TrainTrain_PreviewSettings'))")
+    page.evaluate("() => void app.rootGraph.add(LiteGraph.createNode('TrainTrain_PreviewSettings'))")
     page.find("TrainTrain_PreviewSettings").set(every=7, cfg=3.0, seed=5)
     workflow = page.serialize()
     (node,) = workflow["nodes"]
