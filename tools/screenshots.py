@@ -138,7 +138,7 @@ def take_comparison(page: ComfyPage) -> None:
 def take_alone(page: ComfyPage) -> None:
     for name, values in ALONE.items():
         page.load(BLANK)
-        page.evaluate("(kind) => app.rootGraph.add(LiteGraph.createNode(kind))", f"TrainTrain_{name}")
+        page.evaluate("(kind) => void app.rootGraph.add(LiteGraph.createNode(kind))", f"TrainTrain_{name}")
         take_node(page, page.find(f"TrainTrain_{name}").set(**values), HELP / f"{name}.png")
 
 
