@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from comfy_api.latest import io
 
+from ..trainer.dataset.masks import MASK_THRESHOLD
 from ..trainer.training_example import EncodedImage
 from . import host
 from .bucket_images import TrainingImages
@@ -48,4 +52,23 @@ class EncodedTrainingImages(io.ComfyNode):
                 f"The number of prompts ({len(prompts)}) must match the number of latents ({len(samples)})."
                 " Connect both outputs of the same node."
             )
-        return io.NodeOutput([EncodedImage(*pair) for pair in zip(samples, prompts)])
+        masks = [mask for latent in latents for mask in _masks_of(latent)]
+        return io.NodeOutput(
+            [EncodedImage(sample, prompt, mask=mask) for sample, prompt, mask in zip(samples, prompts, masks)]
+        )
+
+
+def _masks_of(latent: dict[str, Any]) -> list[torch.Tensor | None]:
+    """Return the mask of each sample of a LATENT, (H, W) bool: fewer masks than samples are repeated, as in sampling.
+
+    Raises ValueError if a mask leaves nothing to train.
+    """
+    count, mask = len(latent["samples"]), latent.get("noise_mask")
+    if mask is None:
+        return [None] * count
+    masks = mask.reshape(-1, *mask.shape[-2:]) > MASK_THRESHOLD
+    if not masks.flatten(1).any(1).all():
+        raise ValueError(
+            "The mask on a latent leaves nothing to train. In a mask, 1 means train here: invert it, or remove it."
+        )
+    return [masks[place % len(masks)] for place in range(count)]

@@ -112,10 +112,12 @@ class TrainLoRA(TrainingNode, io.ComfyNode):
             clip = host.plain_clip(clip)
         sets = [training_images, *(each for each in (more_training_images or {}).values() if each is not None)]
         kept = regularization_images or []
-        images = [image for each in [*sets, kept] for image in each]
+        learned = [image for each in sets for image in each]
+        images = [*learned, *kept]
         varied = CaptionConfig(shuffle_tags, keep_tags, caption_dropout)
         captions = TrainingCaptions(model, None if trains_text else clip, distilled_guidance, varied, config.seed)
-        captions.check(images)
+        captions.check(learned)
+        captions.fixed().check(kept)
         held_out = _encode_held_out(model, vae, validation_images, captions.fixed())
         encoded = [_encode_images(model, vae, each, captions) for each in sets]
         if kept:
@@ -125,7 +127,7 @@ class TrainLoRA(TrainingNode, io.ComfyNode):
         batches = draw_batches(examples, config, [image.repeats for image in images])
         guidance = distilled_guidance if host.has_guidance_input(model) else None
         encoder = host.TrainedTextEncoder(clip, guidance) if trains_text else None
-        method = Denoise(examples, batches, config, encoder, captions.draw(choices), preserved)
+        method = Denoise(examples, batches, config, encoder, captions.draw(choices, len(learned)), preserved)
         texts = [text for each in images if isinstance(each, TrainingImage) for text in split_captions(each.caption)]
         labels = {METHOD: "LoRA", "ss_tag_frequency": tag_frequency(texts)}
         validation = Validation(held_out, validate_every, config, encoder) if held_out else None
@@ -218,10 +220,9 @@ def _encode_images(
     if isinstance(images[0], EncodedImage):  # all items are of one type
         latents = host.scale_latents(model, [image.latent for image in images])
         choices = captions.with_guidance([image.conditioning for image in images])
-        masks = [None] * len(images)
     else:
         choices = captions.encode([image.caption for image in images])
         latents = host.encode_images(vae, model, [image.pixels for image in images], [image.name for image in images])
-        masks = [None if image.mask is None else mask_at(image.mask, latent) for image, latent in zip(images, latents)]
+    masks = [None if image.mask is None else mask_at(image.mask, latent) for image, latent in zip(images, latents)]
     examples = [TrainingExample(latent, each[0], mask, weight) for latent, each, mask in zip(latents, choices, masks)]
     return examples, choices

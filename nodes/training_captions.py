@@ -105,13 +105,17 @@ class TrainingCaptions:
         """Return for each image its prompt, which is encoded already."""
         return [[prompt] for prompt in host.with_guidance(self._model, prompts, self._guidance)]
 
-    def draw(self, choices: Sequence[Sequence[Conditioning]]) -> CaptionDraw | None:
-        """Return what draws the captions of each batch, or None if they never vary. choices: of each image"""
+    def draw(self, choices: Sequence[Sequence[Conditioning]], varied: int) -> CaptionDraw | None:
+        """Return what draws the captions of each batch, or None if they never vary.
+
+        choices: of each image
+        varied: images, the first ones, whose captions are shuffled and dropped
+        """
         config = self._config
         if not (config.shuffle_tags or config.dropout or any(len(each) > 1 for each in choices)):
             return None
         empty = self.encode_prompts([""])[0] if config.dropout else None
-        return CaptionDraw(choices, empty, config, self._seed)
+        return CaptionDraw(choices, empty, config, self._seed, varied)
 
     def _encode(self, texts: Sequence[str]) -> list[Conditioning]:
         return host.with_guidance(self._model, host.HostTextEncoder(self._clip).encode(texts), self._guidance)

@@ -64,6 +64,12 @@ def test_one_of_several_captions_is_drawn_for_each_example_of_a_batch():
     assert draw.draw([1, 1]) == ["c", "c"]
 
 
+def test_regularization_images_keep_their_captions():
+    draw = CaptionDraw([["a, b, c"], ["d, e, f"]], "", CaptionConfig(True, 0, dropout=0.5), seed=1, varied=1)
+    drawn = [draw.draw([0, 1]) for _ in range(200)]
+    assert {own for _, own in drawn} == {"d, e, f"} and len({varied for varied, _ in drawn}) == 7
+
+
 def test_an_encoder_that_is_not_trained_gets_a_few_orders_of_each_caption():
     config = CaptionConfig(shuffle_tags=True, keep_tags=0)
     texts = captions_to_encode(["a, b, c, d, e", "f"], config, Random(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import comfy.utils
@@ -16,6 +17,8 @@ from pack.tools.shapes.scenes import Scene
 from pack.tools.shapes.train_shapes import pixels
 from pack.trainer.config import NetworkConfig
 from pack.trainer.dataset.training_image import TrainingImage
+
+from nodes import SetLatentNoiseMask
 
 CAPTIONS = ["red circle", "blue square", "a green triangle"]
 
@@ -58,6 +61,25 @@ def test_latents_encoded_by_the_host_train_the_same_lora(shapes, images, buckete
     *_, lora, _ = train(shapes, encode_natively(shapes, images, bucketed))
     assert lora.keys() == expected.keys() and lora["lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"].any()
     assert all(torch.equal(lora[key], expected[key]) for key in expected)
+
+
+def test_a_mask_on_a_latent_says_where_it_is_trained_as_one_on_the_image_does(shapes, images):
+    mask = torch.zeros(64, 64)
+    mask[:, :30] = 0.2
+    ours = [TrainingImage(images[0], CAPTIONS[0], mask > 0.1, "", (64, 64))]
+    *_, expected, _ = train(shapes, ours)
+    _, clip, vae = shapes
+    with torch.inference_mode():
+        latents, prompts = MakeTrainingDataset.execute([images[0][None]], [vae], [clip], CAPTIONS[:1]).args
+        (masked,) = SetLatentNoiseMask().set_mask(latents[0], mask)
+        encoded = EncodedTrainingImages.execute([masked], prompts).args[0]
+        (empty,) = SetLatentNoiseMask().set_mask(latents[0], mask * 0)
+        with pytest.raises(ValueError, match="mask on a latent leaves nothing to train"):
+            EncodedTrainingImages.execute([empty], prompts)
+    *_, lora, _ = train(shapes, encoded)
+    *_, whole, _ = train(shapes, [replace(encoded[0], mask=None)])
+    assert all(torch.equal(lora[key], expected[key]) for key in lora)
+    assert any(not torch.equal(whole[key], expected[key]) for key in lora)
 
 
 def test_lists_of_different_length_and_text_encoder_training_without_captions_are_refused(shapes, images):

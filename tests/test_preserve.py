@@ -201,3 +201,9 @@ def test_the_node_gives_both_prompts_and_the_weight_to_the_method(tiny):
 def test_the_node_trains_on_regularization_images_too(tiny):
     job = tiny.job("LoRA", regularization_images=[IMAGE], preserve_weight=0.5)
     assert [each.weight for each in job.method.examples] == [1.0, 0.5]
+
+
+def test_only_captions_that_are_learned_are_dropped(tiny):
+    job = tiny.job("LoRA", regularization_images=[IMAGE], caption_dropout=1.0)
+    learned, kept = job.method.captions.draw([0, 1])
+    assert learned is not kept and kept is job.method.examples[1].conditioning

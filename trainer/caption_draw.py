@@ -36,22 +36,31 @@ class CaptionDraw:
 
     choices: the captions of each example, encoded, or as text for a text encoder in training
     empty: the empty prompt, likewise; None if the config never drops a caption
+    varied: examples, the first ones, that the config applies to; None means all
     """
 
     def __init__(
-        self, choices: Sequence[Sequence[Conditioning]], empty: Conditioning | None, config: CaptionConfig, seed: int
+        self,
+        choices: Sequence[Sequence[Conditioning]],
+        empty: Conditioning | None,
+        config: CaptionConfig,
+        seed: int,
+        varied: int | None = None,
     ) -> None:
         self._choices, self._empty, self._config = choices, empty, config
+        self._varied = len(choices) if varied is None else varied
         self._rng = random.Random(seed)
 
     def draw(self, batch: Sequence[int]) -> list[Conditioning]:
         """Return a caption for each example of a batch, given by their indices."""
-        return [self._draw(self._choices[index]) for index in batch]
+        return [self._draw(index) for index in batch]
 
-    def _draw(self, choices: Sequence[Conditioning]) -> Conditioning:
+    def _draw(self, index: int) -> Conditioning:
+        if index >= self._varied:
+            return self._rng.choice(self._choices[index])
         if self._rng.random() < self._config.dropout:
             return self._empty
-        caption = self._rng.choice(choices)
+        caption = self._rng.choice(self._choices[index])
         if self._config.shuffle_tags and isinstance(caption, str):
             return shuffle_tags(caption, self._config.keep_tags, self._rng)
         return caption

@@ -17,11 +17,13 @@ class EncodedImage:
 
     latent: (C, H, W) as the VAE makes it, not yet in the model's scale
     repeats: how often it is used per epoch
+    mask: (H, W) bool at any resolution, True where the loss is taken, or None for everywhere
     """
 
     latent: torch.Tensor
     conditioning: Conditioning
     repeats: int = 1
+    mask: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
