@@ -29,12 +29,12 @@ WAITS = ("_local_scalar_dense", "nonzero", "masked_select")  # operations whose 
 class Waits(TorchDispatchMode):
     """Counts the operations that wait for the device; `tolist`, which reads the figures of a step, is none of PyTorch's."""
 
-    def __init__(self) -> None:
+    def __init__(self, operations: tuple[str, ...] = WAITS) -> None:
         super().__init__()
-        self.count = 0
+        self.count, self._operations = 0, operations
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func.overloadpacket.__name__ in WAITS
+        self.count += func.overloadpacket.__name__ in self._operations
         return func(*args, **(kwargs or {}))
 
 
@@ -52,6 +52,17 @@ def test_a_step_waits_for_the_device_once_to_know_whether_it_is_finite(optimizer
         counts.append((waits.count, len(copies)))
         copies.clear()
     assert [(second - first) / STEPS for first, second in zip(*counts)] == [0, 1]
+
+
+def test_prompts_of_unequal_length_are_put_apart_without_waiting_for_the_device(shapes):
+    """No numbers of Python's become a tensor: they would have to be copied to the device, as the index of a list is."""
+    short, long = host.HostTextEncoder(shapes[1]).encode(["a red circle", "a red circle, " * 120])
+    with host.open_model(shapes[0]) as (denoiser, _), torch.no_grad():
+        x_t, sigma = torch.randn(3, 4, 8, 8), torch.ones(3)
+        denoiser.predict(x_t, sigma, [short, long, short])  # the first one makes the network's inputs of the prompts
+        with Waits((*WAITS, "index", "lift_fresh")) as waits:
+            denoiser.predict(x_t, sigma, [short, long, short])
+    assert waits.count == 0
 
 
 def test_a_step_is_reported_while_the_next_one_is_computed():

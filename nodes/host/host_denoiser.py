@@ -56,9 +56,11 @@ class HostDenoiser:
         groups = _group_alike(conds)
         if len(groups) == 1:
             return self._predict_group(x_t, sigma, conds)
-        parts = [self._predict_group(x_t[group], sigma[group], [conds[i] for i in group]) for group in groups]
-        order = torch.tensor([i for group in groups for i in group], device=x_t.device)
-        return torch.cat(parts)[order.argsort()]
+        rows: dict[int, torch.Tensor] = {}
+        for group in groups:  # by rows: an index tensor has to be copied, and the copy waits for the device
+            own = (torch.stack([each[i] for i in group]) for each in (x_t, sigma))
+            rows.update(zip(group, self._predict_group(*own, [conds[i] for i in group])))
+        return torch.stack([rows[i] for i in range(len(x_t))])
 
     def _predict_group(self, x_t: torch.Tensor, sigma: torch.Tensor, conds: list[dict]) -> torch.Tensor:
         inputs = comfy.samplers.cond_cat(conds)
