@@ -112,6 +112,8 @@ class ComfyPage:
         """Load a template of the pack from ComfyUI's own route, and return it."""
         workflow = self.server.get(f"/api/workflow_templates/{OURS}/{name}.json")
         self.load(workflow)
+        # A newer page may put the nodes there after the call has returned.
+        self.wait_for("(count) => app.rootGraph.nodes.length === count", len(workflow["nodes"]))
         return workflow
 
     def find_all(self, name: str) -> list[Node]:
