@@ -145,7 +145,7 @@ def test_captions_without_tags_to_shuffle_are_refused(tiny):
 
 def test_the_empty_prompt_does_not_displace_the_captions_that_are_known(tiny, monkeypatch):
     captions = TrainingCaptions(tiny.model, tiny.clip, 1.0, CaptionConfig(dropout=0.5), seed=1)
-    captions.draw(captions.encode(["never asked before"]))
+    captions.draw(captions.encode(["never asked before"]), 1)
     asked = encoded_captions(tiny, monkeypatch)
     captions.encode(["never asked before"])
     assert asked == []
