@@ -24,7 +24,7 @@ def output_path(folder: str, name: str, ending: str, overwrite: bool) -> Path:
     Raises ValueError if the name is not valid on every system or leads out of the folder.
     """
     root = Path(folder_paths.get_output_directory(), folder).resolve()
-    given, name = name, name.strip().removesuffix(ending)
+    given, name = name, without_ending(name, ending)
     *folders, last = name.split("/")
     is_name = not _FORBIDDEN.search(name) and _is_name(last) and all(map(_is_folder, folders))
     path = _path_of(root, f"{name}{ending}") if is_name else None
@@ -38,6 +38,11 @@ def output_path(folder: str, name: str, ending: str, overwrite: bool) -> Path:
         number += 1
         path = path.with_name(f"{Path(name).name}_{number}{ending}")
     return path
+
+
+def without_ending(name: str, ending: str) -> str:
+    """Return a name as its file gets it: it may have the ending already, and spaces around it."""
+    return name.strip().removesuffix(ending)
 
 
 def write_output(folder: str, name: str, ending: str, overwrite: bool, write: Callable[[Path], None]) -> Path:

@@ -25,7 +25,7 @@ from . import host
 from .fingerprint import fingerprint
 from .kept_files import clean_up, find_kept, kept_folder
 from .loss_table import read_table, write_table
-from .output_path import output_path, write_output
+from .output_path import output_path, without_ending, write_output
 from .sample_files import describe_samples, write_samples
 
 SMOOTHING = 25  # steps, of the smoothed loss
@@ -213,13 +213,11 @@ def save_inputs(prompt: dict[str, dict], node_id: str) -> dict[str, Any]:
         inputs = node.get("inputs", {})
         lora = inputs.get("lora")
         if node.get("class_type") == "TrainTrain_SaveLoRA" and isinstance(lora, list) and lora[0] == node_id:
-            return {name: _as_saved(name, value) for name, value in inputs.items() if isinstance(value, (str, bool))}
+            values = {name: value for name, value in inputs.items() if isinstance(value, (str, bool))}
+            if isinstance(values.get("name"), str):
+                values["name"] = without_ending(values["name"], ".safetensors")
+            return values
     return {}
-
-
-def _as_saved(name: str, value: Any) -> Any:
-    """Return a value of Save LoRA as the node takes it: a name may have the ending of its file."""
-    return value.strip().removesuffix(".safetensors") if name == "name" and isinstance(value, str) else value
 
 
 def _first(value: Any) -> Any:
