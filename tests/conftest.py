@@ -35,12 +35,27 @@ def is_long(request) -> bool:
     return request.config.getoption("--long")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files of few tests first: they are the long ones, and one that starts last leaves the other processes idle.
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "one_canvas(name): what both canvases take from the same code; --long tries both"
+    )
 
-    A page on a busy machine can miss a click, or take longer than any wait: a browser's test that has timed out is run
-    once more before it counts as failed.
+
+def _is_wanted(item: pytest.Item) -> bool:
+    """Say whether a test is of the short form: not on the other canvas than the one it names."""
+    marker, case = item.get_closest_marker("one_canvas"), getattr(item, "callspec", None)
+    return not marker or not case or case.params.get("canvas", marker.args[0]) == marker.args[0]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose and sort the tests.
+
+    Files of few tests come first: they are the long ones, and one that starts last leaves the other processes idle. A page on
+    a busy machine can miss a click, or take longer than any wait: a browser's test that has timed out is run once more before
+    it counts as failed.
     """
+    if not config.getoption("--long"):
+        items[:] = filter(_is_wanted, items)
     sizes = Counter(item.path for item in items)
     items.sort(key=lambda item: (sizes[item.path], item.path))
     for item in items:

@@ -63,6 +63,7 @@ def build(family: str, **sizes: object) -> torch.nn.Module:
         return kind.network(**{**kind.sizes, **sizes}, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
 
 
+@pytest.mark.one_canvas("classic")
 @pytest.mark.parametrize("network_type", NETWORK_TYPES)
 @pytest.mark.parametrize("layout", UNETS)
 def test_the_map_of_a_unet_offers_what_the_trainer_adapts(page, layout, network_type):
@@ -73,6 +74,7 @@ def test_the_map_of_a_unet_offers_what_the_trainer_adapts(page, layout, network_
     assert trainable_on_the_map(page, layout, network_type) == expected
 
 
+@pytest.mark.one_canvas("classic")
 @pytest.mark.parametrize("layout", LISTS)
 def test_the_map_of_another_model_has_its_lists_of_blocks_in_order(page, layout):
     shown = trainable_on_the_map(page, layout, "lierla")
@@ -82,6 +84,7 @@ def test_the_map_of_another_model_has_its_lists_of_blocks_in_order(page, layout)
         assert {block.split(".")[0] for block in shown} == {block.split(".")[0] for block in blocks}
 
 
+@pytest.mark.one_canvas("classic")
 def test_there_is_no_map_that_is_not_tested(page):
     script = "async (file) => Object.keys((await import(file)).LAYOUTS)"
     assert page.evaluate(script, LAYOUTS) == [*UNETS, *LISTS]
@@ -92,11 +95,13 @@ TEXTS = ["", " , ", "all", "ALL, BASE", "-M00", "all,-m00", "IN04-IN08, M00", "i
 TEXTS += ["base", "BASE, -BASE", "-BASE", "- IN04-IN07, IN05", "all, -all, OUT03", "M00-M00", "IN04,,IN05"]
 
 
+@pytest.mark.one_canvas("classic")
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_page_reads_a_text_as_the_trainer_does(page, text):
     assert read(page, text, SDXL) == (choose_blocks(text, SDXL), [])
 
 
+@pytest.mark.one_canvas("classic")
 @pytest.mark.parametrize("text", ["IN00", "IN04-IN09", "IN04-IN05-IN07", "-", "IN04 IN05", "x", "-vace.03", "IN04-"])
 def test_a_part_that_the_trainer_refuses_is_not_about_the_map(page, text):
     with pytest.raises(ValueError, match="There is no block"):
@@ -107,6 +112,7 @@ def test_a_part_that_the_trainer_refuses_is_not_about_the_map(page, text):
     assert write(page, {"M00", "IN04"}, SDXL, unknown) == f"IN04, M00, {text}"
 
 
+@pytest.mark.one_canvas("classic")
 @pytest.mark.parametrize(
     "chosen, text",
     [
@@ -123,6 +129,7 @@ def test_the_text_of_a_choice_is_the_shortest(page, chosen, text):
     assert write(page, chosen, SDXL, []) == text
 
 
+@pytest.mark.one_canvas("classic")
 def test_any_choice_comes_back_from_its_text_by_the_trainers_own_rules(page):
     draw = random.Random(0)
     for known in (SDXL, [f"{name}.{i:02d}" for name in ("double_blocks", "single_blocks") for i in range(19)]):

@@ -9,6 +9,7 @@ from pack.nodes.host.blocks_in_file import blocks_in_file
 from pack.trainer.config import NetworkConfig
 from test_block_picker import NODE, cell, show_network
 
+pytestmark = pytest.mark.one_canvas("nodes 2.0")
 # Puts a loader and a training node on the page, wired to each other and to the LoRA Network.
 WIRE = """([network, file]) => {
     const add = (type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return node; };

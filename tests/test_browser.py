@@ -95,6 +95,7 @@ def test_every_node_has_a_help_page(server):
         assert text.decode().startswith("# "), node
 
 
+@pytest.mark.one_canvas("classic")
 def test_the_page_shows_the_help(page):
     page.load_template("1_Train_a_LoRA")
     page.find("TrainTrain_BucketImages").evaluate("(node) => app.canvas.selectNode(node)")
@@ -102,6 +103,7 @@ def test_the_page_shows_the_help(page):
     page.page.get_by_role("heading", name="Bucket Images", level=1).wait_for(timeout=10000)
 
 
+@pytest.mark.one_canvas("nodes 2.0")
 def test_a_dropped_lora_gives_back_the_graph_that_made_it(page, canvas):
     load_training(page, seed=4711)
     page.find("TrainTrain_SaveLoRA").set(name=f"dropped {canvas}")
@@ -129,6 +131,7 @@ def test_save_lora_shows_which_file_it_has_written(page, canvas):
         assert line.get_attribute("title") == path
 
 
+@pytest.mark.one_canvas("classic")
 def test_three_trainings_in_the_queue_give_three_files(page, canvas):
     load_training(page)
     prompts = []

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import COMFYUI, HOST, ROOT
+from pack.nodes import host
 from pack.trainer import in_place, noise
 from pack.trainer.config import TrainingConfig
 from tiny_families import FAMILIES
 from tiny_host import TinyHost
 from torch.utils._python_dispatch import TorchDispatchMode
-from train_job import train_job
 
 # A method and a precision that each family is trained in: together all of the trainer's code.
 TRAININGS = (("LoRA", "fp32"), ("ADDifT", "fp16"))
@@ -60,17 +60,17 @@ def _caller() -> str:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory) -> dict[str, Watch]:
-    """A few steps of trainings on each family."""
+    """The first step that is not skipped of trainings on each family."""
     seen: dict[str, Watch] = defaultdict(Watch)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     for name in FAMILIES:
         tiny = TinyHost(tmp_path_factory.mktemp("model"), name)
         for method, precision in TRAININGS + MORE.get(name, ()):
-            steps = 5 if precision == "fp16" else 1  # the first ones may overflow
-            job = tiny.job(method, steps=steps, batch_size=2, settings=TrainingConfig(precision=precision))
-            with seen[name]:
-                train_job(job)
+            job = tiny.job(method, steps=5, batch_size=2, settings=TrainingConfig(precision=precision))
+            with seen[name], host.open_session(job, lambda session: None) as session:
+                assert any(not step.skipped for step in session.steps())  # in fp16 the first ones may overflow
+                session.lora()
     torch.set_num_threads(before)
     return seen
 

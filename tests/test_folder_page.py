@@ -104,6 +104,7 @@ def test_a_loaded_workflow_shows_its_folder_and_saves_no_more_than_it_had(page):
     assert page.find(NODES[0]).evaluate("(node) => node.size[1]") == saved["nodes"][0]["size"][1]
 
 
+@pytest.mark.one_canvas("nodes 2.0")
 def test_a_folder_that_comes_by_wire_is_not_chosen_here(page):
     node = show_loader(page, NODES[0])
     node.evaluate(

@@ -21,6 +21,7 @@ from pack.tools.locales import (
     to_text,
 )
 
+pytestmark = pytest.mark.one_canvas("nodes 2.0")
 PAGES = sorted(path.stem for path in DOCS.glob("TrainTrain_*.md"))
 THEIR_SCRIPT = re.compile("[\u3041-\u30ff\u4e00-\u9fff]")
 ENGLISH_SENTENCE = re.compile(r"(?:\b[a-z']{2,} ){3,}[a-z']{2,}")

@@ -15,6 +15,7 @@ from pack.tools.runner import run_workflow
 from pack.tools.server import Server
 from pack.trainer.lora_file import load_lora
 
+pytestmark = pytest.mark.one_canvas("nodes 2.0")
 NODE = "TrainTrain_TrainToy"
 METHOD_FILE = """
 import torch

@@ -124,12 +124,16 @@ def test_the_chart_grows_until_stop_and_keep_and_stays(page, train):
 @pytest.mark.parametrize(
     "name",
     [
-        "3_Replace_a_concept_iLECO",
-        "4_Erase_a_concept_iLECO",
-        "7_Copy_machine_and_difference",
-        "5_Slider_from_two_prompts",
-        "6_Slider_from_two_images_ADDifT",
-        "8_Compare_LoRAs",
+        pytest.param(name, marks=pytest.mark.one_canvas(canvas))
+        for canvas, names in {
+            "classic": ["3_Replace_a_concept_iLECO", "5_Slider_from_two_prompts", "8_Compare_LoRAs"],
+            "nodes 2.0": [
+                "4_Erase_a_concept_iLECO",
+                "6_Slider_from_two_images_ADDifT",
+                "7_Copy_machine_and_difference",
+            ],
+        }.items()
+        for name in names
     ],
 )
 def test_every_template_is_watched_stopped_and_ends_with_files_and_images(page, name):
@@ -155,6 +159,7 @@ def test_every_template_is_watched_stopped_and_ends_with_files_and_images(page, 
     assert all(shown[node.path]["images"] for node in page.find_all("TrainTrain_CompareLoRAs"))
 
 
+@pytest.mark.one_canvas("nodes 2.0")
 def test_a_page_opened_in_the_middle_shows_the_training_and_can_cancel_it(page, train):
     page.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker?.captureCanvasState?.()")
     prompt = page.queue()
@@ -202,6 +207,7 @@ def test_a_training_inside_a_subgraph_is_shown_and_stopped(page, train):
     assert int(saved(page, entry["outputs"])["traintrain_step"]) < 400
 
 
+@pytest.mark.one_canvas("nodes 2.0")
 def test_samples_are_shown_with_and_without_the_lora(page, train):
     page.evaluate(
         """(name) => {
@@ -234,6 +240,7 @@ def test_samples_are_shown_with_and_without_the_lora(page, train):
     assert "step 2" in train.evaluate(steps)
 
 
+@pytest.mark.one_canvas("classic")
 def test_samples_of_several_prompts_are_side_by_side_with_their_prompts(page, train):
     page.evaluate(
         """(name) => {
@@ -277,6 +284,7 @@ def test_an_old_workflow_without_more_prompts_keeps_its_values(page):
     assert (values["every"], values["cfg"], values["seed"], values["more_prompts"]) == (7, 3.0, 5, "")
 
 
+@pytest.mark.one_canvas("classic")
 def test_a_difference_shows_its_copy_machine_in_the_same_chart(page):
     page.load_template("7_Copy_machine_and_difference")
     curve = [[step, 1 / step] for step in range(1, 9)]
@@ -299,6 +307,7 @@ def test_a_difference_shows_its_copy_machine_in_the_same_chart(page):
     assert {"0.34", "1.0"} <= set(node.evaluate(texts)), "less than two powers of ten: the ends of the curve"
 
 
+@pytest.mark.one_canvas("nodes 2.0")
 @pytest.mark.parametrize(
     "origin, said",
     [
@@ -318,6 +327,7 @@ def test_the_node_says_what_of_a_connected_lora_it_started_from(page, origin, sa
     assert page.find(NODE).evaluate(STATUS_LINE).endswith(said)
 
 
+@pytest.mark.one_canvas("nodes 2.0")
 def test_the_validation_is_a_green_line_with_a_dot_each_and_its_lowest_step(page):
     page.load_template("1_Train_a_LoRA")
     curve = [[step, 1 / step] for step in range(1, 9)]
@@ -338,6 +348,7 @@ def test_the_validation_is_a_green_line_with_a_dot_each_and_its_lowest_step(page
     assert "validation lowest at step 4: 0.500" in node.evaluate(STATUS_LINE)
 
 
+@pytest.mark.one_canvas("classic")
 @pytest.mark.parametrize(
     "runs",
     [
@@ -362,6 +373,7 @@ def test_a_chart_is_no_longer_drawn_after_its_node_is_removed(page):
     assert page.evaluate(RESIZE_AFTER_REMOVAL) == "0 0 1 1"
 
 
+@pytest.mark.one_canvas("classic")
 def test_an_event_that_arrives_while_the_page_opens_is_known_to_it(browser, server, canvas):
     with browser.new_context() as context:
         page = context.new_page()

@@ -9,6 +9,7 @@ from pack.tools.page import BLANK, ComfyPage, Node
 from pack.tools.shapes import shape_pairs, star_images
 from page_fixtures import STATUS_LINE, new_seed
 
+pytestmark = pytest.mark.one_canvas("nodes 2.0")
 NODE, COPY, DIFFERENCE = "TrainTrain_TrainLoRA", "TrainTrain_TrainCopyMachine", "TrainTrain_TrainDifference"
 # Keeps each text that the status line of a node has had, in the order they came.
 WATCH = """(node) => {
