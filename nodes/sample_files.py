@@ -16,6 +16,7 @@ from .kept_files import subfolder_of
 
 _PLACE = re.compile(r"_(\d{6,7})(?:_(\d+))?$")  # at the end of a name: the step, and from the second prompt on a number
 LONGEST_PROMPT = 300  # characters that a file and the page keep
+_BOTH_WAYS = "[-1, 0, 1] "  # the comment of a file with the strengths of a slider begins with them
 
 
 def write_samples(training: Path, step: int, samples: list[host.Sample]) -> None:
@@ -27,7 +28,8 @@ def write_samples(training: Path, step: int, samples: list[host.Sample]) -> None
     names = [first, *(f"{first}_{number}" for number in range(2, len(samples) + 1))]
     for name, sample in zip(names, samples):
         image = Image.fromarray((sample.image * 255).round().byte().cpu().numpy())
-        comment = "" if args.disable_metadata else sample.prompt[:LONGEST_PROMPT]
+        prompt = "" if args.disable_metadata else sample.prompt[:LONGEST_PROMPT]
+        comment = _BOTH_WAYS * sample.is_both_ways + prompt
         with write_atomically(training.with_name(f"{name}.jpg")) as part:
             image.save(part, "JPEG", quality=92, **({"comment": comment.encode()} if comment else {}))
     for path in training.parent.glob(f"{first}_*.jpg"):
@@ -36,20 +38,21 @@ def write_samples(training: Path, step: int, samples: list[host.Sample]) -> None
 
 
 def describe_samples(files: Iterable[Path]) -> list[dict[str, Any]]:
-    """Return sample files for ComfyUI's /view, in order, with their steps and with prompts where the file names one."""
+    """Return sample files for ComfyUI's /view, in order, with their steps and with what the files say of themselves."""
     placed = {file: match for file in files if (match := _PLACE.search(file.stem))}
     in_order = sorted(placed, key=lambda file: (int(placed[file][1]), int(placed[file][2] or 1)))
     return [
-        {"step": int(placed[file][1]), "filename": file.name, "subfolder": subfolder_of(file), **_prompt_of(file)}
+        {"step": int(placed[file][1]), "filename": file.name, "subfolder": subfolder_of(file), **_read_comment(file)}
         for file in in_order
     ]
 
 
-def _prompt_of(file: Path) -> dict[str, str]:
-    """Return the prompt that a sample file names, if it does."""
+def _read_comment(file: Path) -> dict[str, Any]:
+    """Return the prompt that a sample file names, if it does, and whether it shows both ways of a slider."""
     try:
         with Image.open(file) as image:
-            comment = image.info.get("comment", b"")
+            comment = image.info.get("comment", b"").decode(errors="replace")
     except OSError:  # includes a damaged file
         return {}
-    return {"prompt": comment.decode(errors="replace")} if comment else {}
+    prompt = comment.removeprefix(_BOTH_WAYS)
+    return ({"prompt": prompt} if prompt else {}) | ({"both_ways": True} if prompt != comment else {})

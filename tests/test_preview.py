@@ -16,6 +16,7 @@ from pack.nodes.sample_files import describe_samples, write_samples
 from pack.nodes.train_copy_machine import TrainCopyMachine
 from pack.nodes.train_difference import TrainDifference
 from pack.nodes.train_ileco import TrainILECO
+from pack.nodes.train_slider import TrainSlider
 from pack.tools.shapes.scenes import Scene
 from pack.tools.shapes.train_shapes import pixels
 from pack.trainer.history import History
@@ -120,6 +121,28 @@ def test_each_of_several_prompts_is_sampled_and_named_in_its_file(ileco, sampled
     assert [(each["step"], each.get("prompt")) for each in described] == [
         (step, prompt) for step in (2, 4) for prompt in (None, "a blue square", "a red circle, large")
     ]
+
+
+def test_a_slider_is_sampled_both_ways(run, sampled, shapes, prompts, output_folder):
+    ends = {"positive": prompts["a blue square"], "negative": prompts["a red circle"]}
+    values = {"width": 64, "height": 64, "denoise_steps": 0, "guidance": 1.0, "steps": 6, "learning_rate": 3e-2}
+    trained, *_ = run(TrainSlider, every=6, **ends, **values)
+    (file,) = samples_of(output_folder)
+    shown = pixels([Image.open(file)])[0].movedim(0, -1).split(64, dim=1)
+    reverse = trained.clone()
+    reverse.patches = {key: [(-patch[0], *patch[1:]) for patch in each] for key, each in trained.patches.items()}
+    expected = [sampled(model) for model in (reverse, shapes[0], trained)]
+    assert not close(expected[0], expected[1]) and not close(expected[1], expected[2])
+    assert len(shown) == 3 and all(map(close, shown, expected))
+
+
+def test_a_file_says_that_it_shows_both_ways_with_and_without_metadata(output_folder, monkeypatch):
+    training, image = output_folder / "traintrain" / f"a_{'0' * 16}", torch.zeros(8, 24, 3)
+    write_samples(training, 100, [host.Sample(prompt, image, True) for prompt in ("", "x")])
+    monkeypatch.setattr(args, "disable_metadata", True)
+    write_samples(training, 200, [host.Sample("x", image, True)])
+    described = describe_samples(training.parent.iterdir())
+    assert [(each.get("prompt"), each["both_ways"]) for each in described] == [(None, True), ("x", True), (None, True)]
 
 
 def test_one_prompt_with_line_breaks_is_one_sample(ileco, output_folder):

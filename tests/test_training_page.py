@@ -327,18 +327,32 @@ def test_the_node_says_what_of_a_connected_lora_it_started_from(page, origin, sa
     assert page.find(NODE).evaluate(STATUS_LINE).endswith(said)
 
 
+def show_run(page: ComfyPage, run: dict) -> Node:
+    """Show a workflow that was saved with a run of its training."""
+    page.evaluate("([name, run]) => { findNodes(name)[0].node.properties.traintrain = { runs: [run] }; }", [NODE, run])
+    page.load(page.serialize())
+    return page.find(NODE)
+
+
+@pytest.mark.one_canvas("classic")
+@pytest.mark.parametrize("both_ways, said", [({}, "without LoRA"), ({"both_ways": True}, "-1 · without LoRA · 1")])
+def test_below_the_samples_is_which_of_them_is_which(page, both_ways, said):
+    page.load_template("1_Train_a_LoRA")
+    samples = [{"step": 2, "filename": "gone.jpg", "subfolder": "", **both_ways}]
+    node = show_run(
+        page, {"run": "a", "name": "a", "steps": 2, "step": 2, "loss": 1, "curve": [[1, 1]], "samples": samples}
+    )
+    foot = "(node) => node.widgets.find((w) => w.name === 'training').element.querySelector('.traintrain-foot').textContent"
+    assert node.evaluate(foot).startswith(f"{said}‹")
+
+
 @pytest.mark.one_canvas("nodes 2.0")
 def test_the_validation_is_a_green_line_with_a_dot_each_and_its_lowest_step(page):
     page.load_template("1_Train_a_LoRA")
     curve = [[step, 1 / step] for step in range(1, 9)]
     run = {"run": "a", "name": "a", "steps": 8, "step": 8, "loss": 1, "curve": curve, "samples": []}
     run |= {"validation": [[2, 0.9], [4, 0.5], [8, 0.7]], "best_step": 4, "best_loss": 0.5}
-    page.evaluate(
-        "([name, run]) => { findNodes(name)[0].node.properties.traintrain = { runs: [run] }; }",
-        [NODE, run],
-    )
-    page.load(page.serialize())
-    node = page.find(NODE)
+    node = show_run(page, run)
     assert chart(node) == [3, 8, 8]  # below the two of the training
     rings = "(node) => [...node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=none]')].map((e) => Number(e.getAttribute('cx')))"
     dots = "(node) => node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=\"#58b368\"]').length"

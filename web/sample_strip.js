@@ -1,4 +1,4 @@
-// Shows the samples of one step: a pair of images per prompt, without and with the LoRA.
+// Shows the samples of one step: an image per prompt, without and with the LoRA, or for a slider with it at -1 and at 1.
 
 import { api } from "../../scripts/api.js";
 import { make } from "./node_element.js";
@@ -11,16 +11,17 @@ const ROWS = 3; // more are scrolled to
 export class SampleStrip {
     element;
 
-    #all = []; // { step, filename, subfolder, prompt }, by step
+    #all = []; // { step, filename, subfolder, prompt, both_ways }, by step
     #chosen = null; // the step that is shown; null for the newest
     #drawn = null;
     #images = make("div", "pairs");
     #page = make("span");
+    #order = make("span"); // what is beside what
 
     constructor() {
         const turn = (text, by) => make("button", "", { type: "button", textContent: text, onclick: () => this.#turn(by) });
         const pages = make("span", "pages", {}, turn("‹", -1), this.#page, turn("›", 1));
-        const foot = make("div", "foot", {}, make("span", "", {}, t("trainingWithout")), pages);
+        const foot = make("div", "foot", {}, this.#order, pages);
         this.element = make("div", "samples", {}, this.#images, foot);
     }
 
@@ -38,6 +39,7 @@ export class SampleStrip {
         this.#drawn = key;
         this.#images.classList.toggle("traintrain-several", several);
         this.element.style.flexBasis = `${height - 5}px`;
+        this.#order.textContent = t(shown[0].both_ways ? "trainingBothWays" : "trainingWithout");
         this.#page.textContent = t("trainingStep", { step });
         return height;
     }

@@ -59,19 +59,26 @@ class Sample:
     """Holds the samples of one prompt.
 
     prompt: its text; empty for the one that is connected as `positive`
-    image: without and with the LoRA side by side, (H, 2W, 3) in [0, 1]
+    image: side by side, (H, 2W, 3) in [0, 1], without and with the LoRA; or both ways, (H, 3W, 3): at strength -1, without it,
+        and at strength 1
+    is_both_ways: which of the two
     """
 
     prompt: str
     image: torch.Tensor
+    is_both_ways: bool = False
 
 
 class Previewer:
     """Makes the samples of one training, without and with its LoRA, from the same noise."""
 
-    def __init__(self, preview: Preview, patcher: Patcher, network: LoRANetwork) -> None:
-        """Prepare the samples. Raises ValueError if the MODEL or the VAE cannot make them."""
+    def __init__(self, preview: Preview, patcher: Patcher, network: LoRANetwork, is_both_ways: bool = False) -> None:
+        """Prepare the samples. Raises ValueError if the MODEL or the VAE cannot make them.
+
+        is_both_ways: sample the LoRA at strength -1, too
+        """
         check_sampling(preview, patcher)
+        self._is_both_ways = is_both_ways
         self._preview, self._patcher, self._network = preview, patcher, network
         self._prompts = {"": preview.positive, **dict(preview.more_prompts)}
         self._baselines: dict[str, torch.Tensor] = {}
@@ -82,7 +89,7 @@ class Previewer:
         return self._is_enabled and step % self._preview.every == 0
 
     def sample(self, as_used: Callable[[], ContextManager]) -> list[Sample] | None:
-        """Return the samples of all prompts, without and with the LoRA.
+        """Return the samples of all prompts.
 
         If that fails, logs a warning and returns None from then on: a failed sample must not end the training.
 
@@ -90,11 +97,14 @@ class Previewer:
         """
         try:
             if not self._baselines:
-                with self._network.scaled(0.0):
-                    self._baselines = self._sample_all()
-            with as_used(), self._network.scaled(1.0):
-                images = self._sample_all()
-            return [Sample(text, torch.cat([self._baselines[text], image], dim=1)) for text, image in images.items()]
+                self._baselines = self._sample_all(0.0)
+            with as_used():
+                reverse = [self._sample_all(-1.0)] if self._is_both_ways else []
+                shown = [*reverse, self._baselines, self._sample_all(1.0)]
+            return [
+                Sample(text, torch.cat([images[text] for images in shown], dim=1), self._is_both_ways)
+                for text in self._prompts
+            ]
         except Exception as error:
             too_large = is_out_of_memory(error)
             reason = "out of memory, use a smaller width and height in Preview Settings" if too_large else str(error)
@@ -102,12 +112,12 @@ class Previewer:
             self._is_enabled = False
             return None
 
-    def _sample_all(self) -> dict[str, torch.Tensor]:
-        """Sample one image (H, W, 3) in [0, 1] of each prompt; hooks on the model stay active."""
+    def _sample_all(self, strength: float) -> dict[str, torch.Tensor]:
+        """Sample one image (H, W, 3) in [0, 1] of each prompt with the LoRA at a strength."""
         images = {}
         for text, positive in self._prompts.items():
             announce(SAMPLES, len(images), len(self._prompts))
-            with _preserved_random_state():
+            with _preserved_random_state(), self._network.scaled(strength):
                 latent = sample_latent(self._patcher, replace(self._preview, positive=positive))
                 images[text] = decode_image(self._preview.vae, latent)
         return images

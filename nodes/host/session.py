@@ -132,7 +132,7 @@ class Session:
         return loss
 
     def sample(self, step: Step) -> list[Sample] | None:
-        """Return the samples of all prompts, without and with the LoRA, or None if none are due."""
+        """Return the samples of all prompts, or None if none are due."""
         if self._previewer is None or not self._previewer.is_due(step.number):
             return None
         samples = self._previewer.sample(self._run.eval_weights)
@@ -222,7 +222,8 @@ def _previewer(job: Job, patcher: Patcher, network: object) -> Previewer | None:
     if job.base is not None:  # the same loaded model, with the patches of the other MODEL
         patcher = patcher.clone()
         patcher.patches, patcher.patches_uuid = job.base.patches, uuid.uuid4()
-    return Previewer(job.preview, patcher, network)
+    trains_both_ways = job.method.strength(0) * job.method.strength(1) < 0
+    return Previewer(job.preview, patcher, network, trains_both_ways)
 
 
 def _check_batch_size(peers: Peers, config: TrainingConfig) -> None:
