@@ -1,10 +1,10 @@
 """Trainings of a tiny model that several processes share: what each of them runs, and how a test starts them.
 
-    shared_training.py FOLDER [methods]
+    shared_training.py FOLDER [METHOD ...]
 
 Each process trains every method, then one training that its first process stops, then one in which the last process dies.
 LoRAs are written to FOLDER as NAME_RANK.safetensors, the sizes of what was sent as `sent_RANK`, what ended the last
-training as `ended`. With `methods` there are only the first ones.
+training as `ended`. With methods named, it trains by these and nothing else.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def train(tiny: TinyHost, method: str, **inputs: object) -> LoRAWeights:
     return outputs[-2]
 
 
-def train_methods(tiny: TinyHost) -> dict[str, LoRAWeights]:
+def train_methods(tiny: TinyHost, methods: Sequence[str] = METHODS) -> dict[str, LoRAWeights]:
     loras: dict[str, LoRAWeights] = {}
-    for method in METHODS:
+    for method in methods:
         loras[method] = train(tiny, method)
         tiny.copy = tiny.copy or loras.get("copy machine", {})  # for the difference
     return loras
@@ -103,19 +103,19 @@ def count_bytes() -> list[int]:
     return sent
 
 
-def main(folder: Path, methods_alone: bool) -> None:
+def main(folder: Path, methods: Sequence[str]) -> None:
     folder_paths.output_directory = str(folder)
     rank, sent = int(os.environ["RANK"]), count_bytes()
     with tempfile.TemporaryDirectory() as models:
         tiny = TinyHost(Path(models))
-    loras = train_methods(tiny)
+    loras = train_methods(tiny, methods or METHODS)
     (folder / f"sent_{rank}").write_text(" ".join(map(str, sent)))
-    if not methods_alone:
+    if not methods:
         TrainingProgress.report = at_step(STOPPED_AT, stop) if rank == 0 else lambda *_: None
         loras["stopped"] = stopped(tiny)
     for name, lora in loras.items():
         save_file(dict(lora), folder / f"{name}_{rank}.safetensors")
-    if not methods_alone:
+    if not methods:
         die_in_the_middle(tiny, rank, folder)
 
 
@@ -129,4 +129,4 @@ def die_in_the_middle(tiny: TinyHost, rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), "methods" in sys.argv)
+    main(Path(sys.argv[1]), sys.argv[2:])
