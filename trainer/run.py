@@ -73,7 +73,8 @@ class TrainingRun:
         self._for_use = EvalWeights(self._parameters, self._optimizer, config.ema_decay)
         # From before an update, in case it is interrupted.
         self._before = [p.detach().clone() for p in self._parameters]
-        self._proof = GradientProof(network, FP16_PROOF_STEPS if model.dtype == torch.float16 else 1)
+        proof_steps = FP16_PROOF_STEPS if model.dtype == torch.float16 else 1
+        self._proof = GradientProof(network, proof_steps, config.steps)
         self._skipped_in_a_row = 0
         self._is_consistent = True  # whether weights and optimizer state are from the same step
         self._looked_ahead = 0  # steps whose batches the start of the weights has used
