@@ -217,6 +217,20 @@ def test_the_node_trains_on_regularization_images_too(tiny):
     assert [each.weight for each in job.method.examples] == [1.0, 0.5]
 
 
+def test_the_tags_in_the_metadata_are_those_that_are_learned(tiny):
+    learned = replace(IMAGE, caption="ohwx, cat")
+    kept = [replace(IMAGE, caption=f"cat, {n}") for n in range(3)]
+    labels = tiny.job("LoRA", training_images=[learned], regularization_images=kept).labels
+    assert labels["ss_tag_frequency"] == '{"1_ohwx": {"ohwx": 1, "cat": 1}}'
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_regularization_images_of_no_weight_end_no_training(tiny, seed):
+    image = replace(IMAGE, pixels=torch.rand(64, 64, 3), caption="red")
+    lora = tiny.train("LoRA", training_images=[image], regularization_images=[IMAGE], preserve_weight=0.0, seed=seed)[2]
+    assert any(tensor.any() for key, tensor in lora.items() if "lora_up" in key)
+
+
 def test_only_captions_that_are_learned_are_dropped(tiny):
     job = tiny.job("LoRA", regularization_images=[IMAGE], caption_dropout=1.0)
     learned, kept = job.method.captions.draw([0, 1])
