@@ -20,7 +20,7 @@ from .loss import step_loss
 from .loss_scaler import LossScaler
 from .methods import Method
 from .network import LoRANetwork
-from .optimizer import create_optimizer, settings_of
+from .optimizer import can_go_on, create_optimizer, settings_of
 from .schedule import create_schedule
 from .state import State
 
@@ -145,6 +145,10 @@ class TrainingRun:
             "rng": self._rng_state,
             "looked_ahead": self._looked_ahead,
         }
+
+    def fits_optimizer(self, state: State) -> bool:
+        """Return whether the optimizer can go on from a state of the same optimizer."""
+        return can_go_on(self._optimizer, self._config, state["optimizer"])
 
     def load_state(self, state: State) -> None:
         """Resume from a state. Raises ValueError if no step is left or the optimizer is different."""
