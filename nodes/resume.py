@@ -112,7 +112,7 @@ def _find_state(job: host.Job, session: host.Session) -> tuple[State | None, str
     if theirs != ours:
         return None, f"it was trained with the optimizer {theirs} and this is {ours}"
     if not session.fits(state):
-        return None, "its training state is of other layers, ranks, alphas or learning rates"
+        return None, "its training state is of other layers, ranks, alphas, learning rates or optimizer_settings"
     return state, ""
 
 

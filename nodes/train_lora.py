@@ -128,7 +128,7 @@ class TrainLoRA(TrainingNode, io.ComfyNode):
         guidance = distilled_guidance if host.has_guidance_input(model) else None
         encoder = host.TrainedTextEncoder(clip, guidance) if trains_text else None
         method = Denoise(examples, batches, config, encoder, captions.draw(choices, len(learned)), preserved)
-        texts = [text for each in images if isinstance(each, TrainingImage) for text in split_captions(each.caption)]
+        texts = [text for each in learned if isinstance(each, TrainingImage) for text in split_captions(each.caption)]
         labels = {METHOD: "LoRA", "ss_tag_frequency": tag_frequency(texts)}
         validation = Validation(held_out, validate_every, config, encoder) if held_out else None
         clip = clip if trains_text else None

@@ -31,7 +31,7 @@ from tiny_host import TinyHost
 from tiny_models import HEIGHT, WIDTH
 
 STEPS, STOPPED_AT, DEAD_AT = 20, 5, 7
-METHODS = ["LoRA", "iLECO", "copy machine", "difference", "ADDifT"]
+METHODS = ["LoRA", "LoRA that preserves", "iLECO", "copy machine", "difference", "ADDifT"]
 PROMPT = {"2": {"class_type": "TrainTrain_TrainLoRA", "inputs": {}}}
 # SGD, for Adam makes a whole step of a gradient that is nothing but rounding.
 SETTINGS = TrainingConfig(optimizer="SGDNesterov", lr_scheduler="constant")
@@ -41,11 +41,13 @@ COMMON = {"steps": STEPS, "batch_size": 4, "learning_rate": 0.4, "settings": SET
 def train(tiny: TinyHost, method: str, **inputs: object) -> LoRAWeights:
     """Train by a method on six pictures, in batches of four and two."""
     pictures = [tiny.picture.roll(8 * n, 1) for n in range(6)]
+    images = {"training_images": [TrainingImage(p[0], "red", None, str(p), (WIDTH, HEIGHT)) for p in pictures]}
     own = {
-        "LoRA": {"training_images": [TrainingImage(p[0], "red", None, str(p), (WIDTH, HEIGHT)) for p in pictures]},
+        "LoRA": images,
+        "LoRA that preserves": {**images, "preserve": "blue; green", "preserve_weight": 0.5},
         "ADDifT": {"original": torch.cat(pictures), "target": torch.cat([1 - picture for picture in pictures])},
     }
-    outputs = tiny.train(method, **{**COMMON, **own.get(method, {}), **inputs})
+    outputs = tiny.train(method.split(" that ")[0], **{**COMMON, **own.get(method, {}), **inputs})
     return outputs[-2]
 
 

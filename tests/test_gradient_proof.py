@@ -66,3 +66,31 @@ def test_a_loss_of_zero_is_an_error():
     model, network, _, config = make_training(steps=3)
     with pytest.raises(ValueError, match="loss is exactly 0, so there is nothing to learn"):
         list(TrainingRun(model, network, Satisfied([[0, 1]] * 3), config).steps())
+
+
+def test_a_batch_without_a_loss_says_nothing_about_the_next_ones():
+    """As one of regularization images with a weight of 0, or of a prompt that already is its own target."""
+
+    class SatisfiedAtFirst(Fixed):
+        def run_step(self, model, network, step, rng):
+            output = super().run_step(model, network, step, rng)
+            target = output.prediction.detach() if step < 2 else output.target
+            return StepOutput(output.prediction, target, output.sigma)
+
+    model, network, _, config = make_training(steps=4)
+    run = TrainingRun(model, network, SatisfiedAtFirst([[0, 1]] * 4), config)
+    losses = [step.loss for step in run.steps()]
+    assert losses[:2] == [0, 0] and min(losses[2:]) > 0 and run.has_learned()
+
+
+def test_a_layer_without_a_gradient_is_named_after_batches_without_a_loss_too():
+    model = TwoLayers(lambda a, b: a + b.detach())
+
+    class Satisfied(Fixed):
+        def run_step(self, model, network, step, rng):
+            output = super().run_step(model, network, step, rng)
+            return StepOutput(output.prediction, output.prediction.detach() + (step > 1), output.sigma)
+
+    _, _, _, config = make_training(steps=4)
+    with pytest.raises(RuntimeError, match="1 layers change the prediction but get no gradient"):
+        list(TrainingRun(model, make_network(model), Satisfied([[0, 1]] * 4), config).steps())

@@ -9,6 +9,7 @@ import torch
 from pack.trainer.config import NetworkConfig, TrainingConfig
 from pack.trainer.lora_file import LoRAWeights, load_lora, save_lora
 from pack.trainer.lora_metadata import file_metadata, tag_frequency, training_metadata
+from pack.trainer.schedule import SCHEDULES
 from safetensors.torch import load_file, save_file
 
 KEY = "lora_unet_middle_block_1_proj_in"
@@ -164,6 +165,12 @@ def test_the_metadata_has_the_schedule(scheduler, settings, cycles, power, rules
     assert metadata["ss_lr_scheduler"] == scheduler
     assert metadata["ss_lr_scheduler_num_cycles"] == cycles and metadata["ss_lr_scheduler_power"] == power
     assert metadata["ss_lr_step_rules"] == rules
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULES)
+def test_a_lora_of_no_steps_has_metadata_whatever_the_schedule(scheduler):
+    settings = "steps=100, factors=(1, 0.5)" if scheduler == "piecewise_constant" else ""
+    assert metadata_of(steps=0, lr_scheduler=scheduler, lr_scheduler_settings=settings)["ss_lr_scheduler"] == scheduler
 
 
 @pytest.mark.parametrize(

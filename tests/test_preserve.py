@@ -10,6 +10,7 @@ from pack.nodes import host
 from pack.nodes.train_lora import TrainLoRA
 from pack.trainer.config import NetworkConfig, TrainingConfig
 from pack.trainer.dataset.training_image import TrainingImage
+from pack.trainer.distributed import ALONE, Peers
 from pack.trainer.loss import step_loss
 from pack.trainer.methods.denoise import Denoise, Preserved
 from pack.trainer.run import TrainingRun
@@ -30,23 +31,23 @@ def learned_network(model):
     return network
 
 
-def run_one(preserved: Preserved | None, examples=EXAMPLES, batch=(0, 1)):
+def run_one(preserved: Preserved | None, examples=EXAMPLES, batch=(0, 1), peers=ALONE):
     model = TinyModel()
     network = learned_network(model)
     method = Denoise(examples, iter([list(batch)]), CONFIG, preserved=preserved)
     with network.injected(), network.scaled(1.0):
-        return model, network, method.run_step(model, network, 0, torch.Generator().manual_seed(5))
+        return model, network, method.run_step(peers.shard(model), network, 0, torch.Generator().manual_seed(5))
 
 
-def test_the_second_half_of_the_batch_is_the_same_noise_under_the_preserved_prompts():
+def test_each_image_is_followed_by_the_same_noise_under_a_preserved_prompt():
     model, network, output = run_one(Preserved([0.7, 0.9], weight=0.5))
     _, _, plain = run_one(None)
-    torch.testing.assert_close(output.prediction[:2], plain.prediction)
-    torch.testing.assert_close(output.target[:2], plain.target)
+    torch.testing.assert_close(output.prediction[::2], plain.prediction)
+    torch.testing.assert_close(output.target[::2], plain.target)
     # The prediction of this model is layer(x_t) + prompt, and the captions of the two examples are 0 and 0.1.
     change = torch.tensor([0.7 - 0.0, 0.9 - 0.1]).view(-1, 1, 1, 1)
-    torch.testing.assert_close(output.prediction[2:], plain.prediction + change)
-    assert torch.equal(output.sigma[2:], output.sigma[:2])
+    torch.testing.assert_close(output.prediction[1::2], plain.prediction + change)
+    assert torch.equal(output.sigma[1::2], output.sigma[::2])
 
 
 def test_the_target_of_a_preserved_prompt_is_the_prediction_without_the_lora():
@@ -55,14 +56,14 @@ def test_the_target_of_a_preserved_prompt_is_the_prediction_without_the_lora():
     method = Denoise([replace(each, conditioning=0.7) for each in EXAMPLES], iter([[0, 1]]), CONFIG)
     with network.injected(), network.scaled(0.0):
         without = method.run_step(model, network, 0, rng).prediction
-    torch.testing.assert_close(output.target[2:], without)
-    assert not torch.allclose(output.prediction[2:], without)
+    torch.testing.assert_close(output.target[1::2], without)
+    assert not torch.allclose(output.prediction[1::2], without)
 
 
 def test_the_loss_is_that_of_the_images_and_weight_times_that_of_the_prompts():
     model, _, output = run_one(Preserved([0.7], weight=0.25))
     squares = (output.prediction - output.target).square().flatten(1).mean(1)
-    expected = squares[:2].mean() + 0.25 * squares[2:].mean()
+    expected = squares[::2].mean() + 0.25 * squares[1::2].mean()
     torch.testing.assert_close(step_loss(output, model, CONFIG), expected)
 
 
@@ -78,11 +79,24 @@ def test_a_mask_is_for_the_images_alone():
     mask[0, 0] = 1
     examples = [TrainingExample(each.latent, each.conditioning, mask) for each in EXAMPLES]
     _, _, output = run_one(Preserved([0.7]), examples)
-    assert torch.equal(output.mask, torch.stack([mask, mask, torch.ones(4, 4), torch.ones(4, 4)]))
+    assert torch.equal(output.mask, torch.stack([mask, torch.ones(4, 4), mask, torch.ones(4, 4)]))
 
 
 def test_without_either_there_is_no_weight():
     assert run_one(None)[2].weight is None
+
+
+@pytest.mark.parametrize("count", range(2, 5))
+@pytest.mark.parametrize("batch", range(1, 5))
+def test_processes_that_share_a_batch_have_the_targets_of_its_preserved_prompts(batch, count):
+    model, _, whole = run_one(Preserved([0.7, 0.9], weight=0.5), batch=range(batch))
+    losses = []
+    for rank in range(count):
+        peers = Peers(rank, count)
+        _, _, output = run_one(Preserved([0.7, 0.9], weight=0.5), batch=range(batch), peers=peers)
+        own, share = peers.shard_output(output)
+        losses.append(share * step_loss(own, model, CONFIG))
+    torch.testing.assert_close(sum(losses), step_loss(whole, model, CONFIG))
 
 
 def test_what_is_preserved_stays_while_the_images_are_learned():
@@ -137,7 +151,7 @@ def test_a_text_encoder_in_training_encodes_the_preserved_prompts_with_the_lora_
     method = Denoise(examples, iter([[0, 1]]), CONFIG, words, preserved=Preserved(["0.7"]))
     with network.injected(), network.scaled(1.0):
         method.run_step(model, network, 0, torch.Generator().manual_seed(5))
-    assert words.seen == [(["0.7"], 0.0), (["0.3", "0.3", "0.7", "0.7"], 1.0)]
+    assert words.seen == [(["0.7"], 0.0), (["0.3", "0.7", "0.3", "0.7"], 1.0)]
 
 
 def test_each_preserved_prompt_is_encoded_without_the_lora_once():
@@ -201,6 +215,20 @@ def test_the_node_gives_both_prompts_and_the_weight_to_the_method(tiny):
 def test_the_node_trains_on_regularization_images_too(tiny):
     job = tiny.job("LoRA", regularization_images=[IMAGE], preserve_weight=0.5)
     assert [each.weight for each in job.method.examples] == [1.0, 0.5]
+
+
+def test_the_tags_in_the_metadata_are_those_that_are_learned(tiny):
+    learned = replace(IMAGE, caption="ohwx, cat")
+    kept = [replace(IMAGE, caption=f"cat, {n}") for n in range(3)]
+    labels = tiny.job("LoRA", training_images=[learned], regularization_images=kept).labels
+    assert labels["ss_tag_frequency"] == '{"1_ohwx": {"ohwx": 1, "cat": 1}}'
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_regularization_images_of_no_weight_end_no_training(tiny, seed):
+    image = replace(IMAGE, pixels=torch.rand(64, 64, 3), caption="red")
+    lora = tiny.train("LoRA", training_images=[image], regularization_images=[IMAGE], preserve_weight=0.0, seed=seed)[2]
+    assert any(tensor.any() for key, tensor in lora.items() if "lora_up" in key)
 
 
 def test_only_captions_that_are_learned_are_dropped(tiny):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ import torch
 from pack.nodes import kept_files
 from pack.nodes.save_lora import SaveLoRA
 from pack.trainer.config import NetworkConfig, TrainingConfig
-from pack.trainer.lora_file import TRAINING, WEIGHTS, LoRAWeights, load_lora
+from pack.trainer.lora_file import STEP, TRAINING, WEIGHTS, LoRAWeights, load_lora
+from pack.trainer.optimizer import OPTIMIZERS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_host import TinyHost
@@ -130,7 +132,11 @@ def test_a_lora_that_another_node_changed_on_its_way_counts_itself(tiny, first):
 OTHERS = {
     "method": ("copy machine", {}, "it was trained by the method iLECO and this is copy machine"),
     "optimizer": ("iLECO", {"settings": TrainingConfig(optimizer="Lion")}, "with the optimizer AdamW and this is Lion"),
-    "alpha": ("iLECO", {"network": NetworkConfig(rank=4, alpha=1)}, "of other layers, ranks, alphas or learning rates"),
+    "alpha": (
+        "iLECO",
+        {"network": NetworkConfig(rank=4, alpha=1)},
+        "of other layers, ranks, alphas, learning rates or optimizer_settings",
+    ),
 }
 
 
@@ -143,6 +149,31 @@ def test_another_method_or_optimizer_is_a_new_training_from_the_weights(
     caplog.set_level(logging.INFO)
     tiny.train(method, steps=4, lora=first, **inputs)
     assert done == [1, 2, 3, 4] and reason in caplog.text and "new training of 4 steps" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "optimizer", [name for name, entry in OPTIMIZERS.items() if "bitsandbytes" not in entry.module]
+)
+def test_a_lora_of_any_optimizer_resumes(tiny, optimizer, caplog):
+    rate = 1.0 if OPTIMIZERS[optimizer].finds_rate else 1e-3
+    wired = {"settings": replace(CONSTANT, optimizer=optimizer), "learning_rate": rate}
+    lora = tiny.train("iLECO", steps=6, **wired)[1]
+    caplog.set_level(logging.INFO)
+    tiny.train("iLECO", steps=7, lora=lora, network=None, **wired)
+    assert "Training resumes the LoRA after step 6" in caplog.text
+
+
+@pytest.mark.parametrize("optimizer, setting", [("AdamW", "amsgrad=True"), ("CAME", "ams_bound=True")])
+def test_settings_for_which_the_state_lacks_something_are_a_new_training(tiny, optimizer, setting, caplog):
+    plain, other = (replace(CONSTANT, optimizer=optimizer, optimizer_settings=text) for text in ("", setting))
+    caplog.set_level(logging.INFO)
+    lora = tiny.train("iLECO", steps=3, settings=plain)[1]
+    trained = tiny.train("iLECO", steps=5, settings=other, lora=lora)[1]
+    assert "its training state is of other layers, ranks, alphas, learning rates or optimizer_settings" in caplog.text
+    assert trained.metadata[STEP] == "5"
+    caplog.clear()
+    tiny.train("iLECO", steps=7, settings=plain, lora=trained)  # what is there and not needed is no obstacle
+    assert "Training resumes the LoRA after step 5" in caplog.text
 
 
 def test_weights_only_is_a_new_training_although_the_state_is_on_disk(tiny, first, monkeypatch):

@@ -151,7 +151,7 @@ def test_another_alpha_in_lora_network_leaves_the_effect(shapes, train, caplog, 
         )
     assert {still[key].item() for key in still if key.endswith(".alpha")} == {alpha}
     assert still.metadata["traintrain_step"] == "3"
-    assert ("of other layers, ranks, alphas or learning rates" in caplog.text) == is_ours
+    assert ("of other layers, ranks, alphas, learning rates or optimizer_settings" in caplog.text) == is_ours
     before, after = effect(shapes[0], first), effect(shapes[0], still)
     for key in before:
         torch.testing.assert_close(after[key], before[key], rtol=1e-3, atol=1e-7)

@@ -10,6 +10,7 @@ import torch
 from .denoiser import Conditioning, Denoiser
 from .network import LoRANetwork
 
+MOST_IDLE = 10  # steps whose loss is exactly 0, at the start of a training, that end it
 TOLERANCE = 1e-3  # relative to the largest prediction: the difference that non-deterministic kernels may make
 
 logger = logging.getLogger(__name__)
@@ -21,11 +22,13 @@ class GradientProof:
     If the host bypasses a layer, overwrites a tensor that autograd has saved, or uses a kernel without a backward pass,
     adapters get no gradient, and nothing else would show that.
 
-    steps: number of steps within which each adapter must have had a gradient
+    steps: number of steps with a loss within which each adapter must have had a gradient
+    of: number of steps of the training
     """
 
-    def __init__(self, network: LoRANetwork, steps: int) -> None:
+    def __init__(self, network: LoRANetwork, steps: int, of: int) -> None:
         self._network, self._steps_left, self._unproven = network, steps, set(network.layer_names())
+        self._idle_left = min(MOST_IDLE, of)
         self._inputs: tuple[torch.Tensor, torch.Tensor, Sequence[Conditioning]] | None = None
         self._model: Denoiser | None = None
 
@@ -38,28 +41,34 @@ class GradientProof:
         self._model, self._inputs = model, inputs
 
     def check(self, loss: float) -> None:
-        """Check the gradients of a step whose loss is finite.
+        """Check the gradients of a step whose loss is finite. A loss of exactly 0 says nothing: the next batch may have one.
 
         Raises RuntimeError with the names of layers that change the prediction but have no gradient, or that the forward
-        pass bypasses; ValueError if the loss is exactly 0.
+        pass bypasses; ValueError if the loss is 0 in MOST_IDLE steps, or in the whole training.
         """
         if not self._unproven:
             return
         self._network.check_reached()
+        if loss == 0:
+            self._count_idle()
+            return
         self._unproven -= self._network.layers_with_gradient()
         self._steps_left -= 1
         if self._unproven and not self._steps_left:
-            self._explain_missing_gradients(loss)
+            self._explain_missing_gradients()
             self._unproven = set()
         if not self._unproven:
             self._inputs = self._model = None  # their memory is the training's
 
-    def _explain_missing_gradients(self, loss: float) -> None:
-        if loss == 0:
+    def _count_idle(self) -> None:
+        self._idle_left -= 1
+        if not self._idle_left:
             raise ValueError(
                 "The loss is exactly 0, so there is nothing to learn: prediction and target are identical. Connect prompts "
                 "or images that differ."
             )
+
+    def _explain_missing_gradients(self) -> None:
         names = sorted(self._unproven)
         shown = f"{', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
         if self._changes_prediction(names):

@@ -12,7 +12,7 @@ from typing import Any, Iterable
 import torch
 
 from .config import NetworkConfig, TrainingConfig
-from .schedule import SCHEDULES
+from .schedule import default_settings
 from .settings_text import read_settings
 
 # The model family in ss_base_model_version -> its name in modelspec.architecture.
@@ -106,8 +106,7 @@ def _is_public(key: str, value: str) -> bool:
 
 
 def _schedule_metadata(config: TrainingConfig) -> dict[str, str]:
-    defaults = SCHEDULES[config.lr_scheduler].defaults(config.steps - config.warmup_steps, config.learning_rate)
-    settings = {**defaults, **read_settings("lr_scheduler_settings", config.lr_scheduler_settings)}
+    settings = {**default_settings(config), **read_settings("lr_scheduler_settings", config.lr_scheduler_settings)}
     return {
         "ss_lr_warmup_steps": str(config.warmup_steps),
         "ss_lr_scheduler": config.lr_scheduler,

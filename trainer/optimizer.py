@@ -99,6 +99,33 @@ def settings_of(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name in names}
 
 
+def can_go_on(optimizer: Optimizer, config: TrainingConfig, state: dict[str, Any]) -> bool:
+    """Return whether an optimizer of the config can go on from a state of one with the same name.
+
+    The state needs the same groups, which one optimizer makes of them itself, and all that the settings of now ask for: those
+    such as amsgrad need one more tensor from the first step on.
+    """
+    sizes, saved = (
+        [len(group["params"]) for group in groups] for groups in (optimizer.param_groups, state["param_groups"])
+    )
+    if sizes != saved:
+        return False
+    found = next(((index, names) for index, names in sorted(state["state"].items()) if names), None)
+    if found is None:
+        return True
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return _names_in_state(config, parameters[found[0]]) <= found[1].keys()
+
+
+def _names_in_state(config: TrainingConfig, like: torch.Tensor) -> set[str]:
+    """Return the names of what the config's optimizer has found for such a parameter after a step."""
+    trial = nn.Parameter(torch.ones_like(like))
+    trial.grad = torch.ones_like(trial)
+    optimizer = create_optimizer(config, [trial])
+    optimizer.step()
+    return set(optimizer.state[trial])
+
+
 def check_settings(config: TrainingConfig) -> None:
     """Raise ValueError if the settings of the optimizer or the schedule are invalid, whatever the learning rate."""
     config = replace(config, learning_rate=1.0)  # the training node sets it

@@ -20,7 +20,7 @@ from .loss import step_loss
 from .loss_scaler import LossScaler
 from .methods import Method
 from .network import LoRANetwork
-from .optimizer import create_optimizer, settings_of
+from .optimizer import can_go_on, create_optimizer, settings_of
 from .schedule import create_schedule
 from .state import State
 
@@ -73,7 +73,8 @@ class TrainingRun:
         self._for_use = EvalWeights(self._parameters, self._optimizer, config.ema_decay)
         # From before an update, in case it is interrupted.
         self._before = [p.detach().clone() for p in self._parameters]
-        self._proof = GradientProof(network, FP16_PROOF_STEPS if model.dtype == torch.float16 else 1)
+        proof_steps = FP16_PROOF_STEPS if model.dtype == torch.float16 else 1
+        self._proof = GradientProof(network, proof_steps, config.steps)
         self._skipped_in_a_row = 0
         self._is_consistent = True  # whether weights and optimizer state are from the same step
         self._looked_ahead = 0  # steps whose batches the start of the weights has used
@@ -144,6 +145,10 @@ class TrainingRun:
             "rng": self._rng_state,
             "looked_ahead": self._looked_ahead,
         }
+
+    def fits_optimizer(self, state: State) -> bool:
+        """Return whether the optimizer can go on from a state of the same optimizer."""
+        return can_go_on(self._optimizer, self._config, state["optimizer"])
 
     def load_state(self, state: State) -> None:
         """Resume from a state. Raises ValueError if no step is left or the optimizer is different."""

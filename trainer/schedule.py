@@ -128,9 +128,14 @@ def create_schedule(config: TrainingConfig, optimizer: Optimizer) -> Schedule:
             f"{choice.name} does not support warmup: set warmup_steps to 0, or choose another lr_scheduler."
         )
     stand_in = torch.optim.SGD([torch.zeros(1)], lr=config.learning_rate)
+    schedule = choice.build(source.load(), stand_in, default_settings(config), _RESERVED)
+    return Schedule(schedule, optimizer, config.warmup_steps)
+
+
+def default_settings(config: TrainingConfig) -> dict[str, Any]:
+    """Return the settings of the config's schedule as they are unless the user overrides them."""
     updates = max(1, config.steps - config.warmup_steps)  # a training of 0 steps has a schedule, too
-    defaults = source.defaults(updates, config.learning_rate)
-    return Schedule(choice.build(source.load(), stand_in, defaults, _RESERVED), optimizer, config.warmup_steps)
+    return SCHEDULES[config.lr_scheduler].defaults(updates, config.learning_rate)
 
 
 def check_schedule(config: TrainingConfig) -> None:

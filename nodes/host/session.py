@@ -95,8 +95,8 @@ class Session:
         return self._run.history
 
     def fits(self, state: State) -> bool:
-        """Return whether a state of the connected LoRA fits the layers, ranks, alphas and learning rates of this one."""
-        return state_fits(state, self._network, self._job.config, self._job.lora)
+        """Return whether a state of the connected LoRA fits the layers, ranks, alphas and optimizer of this one."""
+        return state_fits(state, self._run, self._network, self._job.lora)
 
     def load_state(self, state: State | None) -> None:
         """Resume from a state, the first process's, or without one begin with the job's start, which may raise ValueError."""

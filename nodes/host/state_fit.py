@@ -6,21 +6,20 @@ import math
 
 import torch
 
-from ...trainer.config import TrainingConfig
 from ...trainer.network import LoRANetwork
+from ...trainer.run import TrainingRun
 from ...trainer.state import State
 
 
-def state_fits(
-    state: State, network: LoRANetwork, config: TrainingConfig, lora: dict[str, torch.Tensor] | None
-) -> bool:
-    """Return whether a state of a LoRA fits the layers, ranks, alphas and learning rates of a network. A damaged one does not."""
+def state_fits(state: State, run: TrainingRun, network: LoRANetwork, lora: dict[str, torch.Tensor] | None) -> bool:
+    """Return whether a state of a LoRA fits the layers, ranks and alphas of a network, and the optimizer of its training.
+
+    A damaged one does not.
+    """
     try:
-        groups = network.parameter_groups(config)
         ours = [parameter.shape for parameter in network.parameters()]
-        sizes = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
         weights, average = ([tensor.shape for tensor in state.get(key, [])] for key in ("weights", "average"))
-        is_same_size = weights == ours and average in ([], ours) and sizes == [len(g["params"]) for g in groups]
+        is_same_size = weights == ours and average in ([], ours) and run.fits_optimizer(state)
         is_whole = isinstance(state["losses"], list) and len(state["learning_rates"]) == len(state["losses"])
         return is_whole and is_same_size and _are_close(_alphas(network.weights()), _alphas(lora))
     except (AttributeError, LookupError, TypeError):  # damaged

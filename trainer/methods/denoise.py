@@ -67,11 +67,12 @@ class Denoise:
         mask, weight = stack_masks(batch), stack_weights(batch)
         if preserved:
             with torch.no_grad(), network.scaled(0.0):
-                target = torch.cat([target, model.predict(x_t, sigma, self._encode_without_lora(preserved))])
-            x_t, sigma = torch.cat([x_t, x_t]), torch.cat([sigma, sigma])
-            mask = None if mask is None else torch.cat([mask, torch.ones_like(mask)])
+                target = _alternate(target, model.predict(x_t, sigma, self._encode_without_lora(preserved)))
+            x_t, sigma = _alternate(x_t, x_t), _alternate(sigma, sigma)
+            mask = None if mask is None else _alternate(mask, torch.ones_like(mask))
             weight = self._weight_of_both(weight, len(batch), model.device)
-        return StepOutput(model.predict(x_t, sigma, self._encode(captions + preserved)), target, sigma, mask, weight)
+            captions = [prompt for both in zip(captions, preserved) for prompt in both]
+        return StepOutput(model.predict(x_t, sigma, self._encode(captions)), target, sigma, mask, weight)
 
     def skip(self, batches: int) -> None:
         """Skip the first batches, which a resumed training has already used."""
@@ -100,4 +101,13 @@ class Denoise:
     def _weight_of_both(self, weight: torch.Tensor | None, count: int, device: torch.device) -> torch.Tensor:
         """Return the weights (2 B,) of images and preserved prompts, so that the loss is the sum of both means."""
         images = torch.ones(count, device=device) if weight is None else weight
-        return 2 * torch.cat([images, torch.full_like(images, self.preserved.weight)])
+        return 2 * _alternate(images, torch.full_like(images, self.preserved.weight))
+
+
+def _alternate(images: torch.Tensor, preserved: torch.Tensor) -> torch.Tensor:
+    """Return the rows (2 B, ...) of images and of preserved prompts (B, ...) by turns.
+
+    Not one half after the other: of several processes, each predicts only a slice of a batch without the LoRA, and must get
+    the same images of the batch with it.
+    """
+    return torch.stack([images, preserved], 1).flatten(0, 1)
