@@ -37,6 +37,13 @@ RESIZE_AFTER_REMOVAL = """async () => {
     element.remove();
     return chart.getAttribute("viewBox");
 }"""
+# Pixels between the end of a training node and that of its panel.
+GAP = """(node) => {
+    const { ds, canvas } = app.canvas;
+    const bottom = (node.pos[1] + node.size[1] + ds.offset[1]) * ds.scale + canvas.getBoundingClientRect().top;
+    const { element } = node.widgets.find((widget) => widget.name === "training");
+    return (bottom - element.getBoundingClientRect().bottom) / ds.scale;
+}"""
 POINTS = """(node) => [...node.widgets.find((w) => w.name === "training").element.querySelectorAll("polyline")]
     .map((line) => line.getAttribute("points").split(" ").length)"""
 
@@ -160,6 +167,16 @@ def test_every_template_is_watched_stopped_and_ends_with_files_and_images(page, 
 
 
 @pytest.mark.one_canvas("nodes 2.0")
+def test_without_a_lora_network_the_panel_says_how_large_the_lora_is_and_fills_its_node(page, canvas):
+    page.load_template("5_Slider_from_two_prompts")
+    page.evaluate("() => findNodes('TrainTrain_CompareLoRAs').forEach(({ node }) => app.rootGraph.remove(node))")
+    node = page.find("TrainTrain_TrainSlider").set(steps=2, batch_size=1, seed=new_seed(page))
+    page.run()
+    assert "48 layers, 188,416 parameters" in node.evaluate(STATUS_LINE)
+    page.page.wait_for_timeout(500)
+    assert node.evaluate(GAP) <= (20 if canvas == "classic" else 80)  # Nodes 2.0 has a name and a button below it
+
+
 def test_a_page_opened_in_the_middle_shows_the_training_and_can_cancel_it(page, train):
     page.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker?.captureCanvasState?.()")
     prompt = page.queue()

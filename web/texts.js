@@ -45,6 +45,7 @@ const en = {
     trainingNone: "{node} is not training.",
     trainingRuns: "step {step} of {steps} · loss {loss} · lr {rate} · {pace} · {left} left",
     trainingFast: "{speed} steps/s",
+    networkSize: "{layers} layers, {parameters} parameters",
     trainingSkipped: "{skipped} skipped (NaN or Inf)",
     trainingHeldOut: "validation",
     trainingBest: "validation lowest at step {step}: {loss}",

@@ -44,6 +44,7 @@ export const ja = {
     trainingHeldOut: "検証",
     trainingBest: "検証損失の最小はステップ{step}: {loss}",
     trainingSlow: "{speed} 秒/ステップ",
+    networkSize: "{layers}層、パラメータ{parameters}個",
     trainingSkipped: "{skipped}ステップをスキップ（NaN または Inf）",
     trainingDone: "{steps}ステップ（{seconds}）· 損失 {loss}",
     trainingRecalled: "{steps}ステップ（保存済みを使用）· 損失 {loss}",

@@ -44,6 +44,7 @@ export const zh = {
     trainingHeldOut: "验证",
     trainingBest: "验证损失在第 {step} 步最低：{loss}",
     trainingSlow: "{speed} 秒/步",
+    networkSize: "{layers} 层，{parameters} 个参数",
     trainingSkipped: "跳过 {skipped} 步（NaN 或 Inf）",
     trainingDone: "{steps} 步，用时 {seconds} · 损失 {loss}",
     trainingRecalled: "{steps} 步，读取自磁盘 · 损失 {loss}",

@@ -34,10 +34,16 @@ function describeRun(run, running) {
     const values = { ...run, loss, rate: rate(run.learning_rate), seconds: duration(run.seconds) };
     const skipped = run.skipped ? ` · ${t("trainingSkipped", run)}` : "";
     const held = run.best_step ? ` · ${t("trainingBest", { loss: run.best_loss?.toPrecision(3), step: run.best_step })}` : "";
-    const more = skipped + held + (ORIGINS[run.origin] ? ` · ${t(ORIGINS[run.origin], run)}` : "");
+    const size = run.parameters ? ` · ${sayNetwork(run)}` : ""; // with a LoRA Network, that node says it
+    const more = skipped + held + (ORIGINS[run.origin] ? ` · ${t(ORIGINS[run.origin], run)}` : "") + size;
     if (running) return t("trainingRuns", { ...values, pace: pace(run.steps_per_second), left: duration(run.seconds_left) }) + more;
     if (!run.step) return t(run.steps ? "trainingNothing" : "trainingNoSteps");
     return t(run.step < run.steps ? "trainingStopped" : run.seconds ? "trainingDone" : "trainingRecalled", values) + more;
+}
+
+// Says how large a LoRA is.
+export function sayNetwork({ layers, parameters }) {
+    return t("networkSize", { layers, parameters: parameters.toLocaleString("en") });
 }
 
 export function rate(learningRate) {
