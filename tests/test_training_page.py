@@ -47,6 +47,12 @@ GAP = """(node) => {
 POINTS = """(node) => [...node.widgets.find((w) => w.name === "training").element.querySelectorAll("polyline")]
     .map((line) => line.getAttribute("points").split(" ").length)"""
 
+# Keeps in `words` what the panel's first line says from now on.
+RECORD_WORDS = """(node) => {
+    const line = node.widgets.find((w) => w.name === "training").element.querySelector(".traintrain-metrics");
+    window.words = [];
+    new MutationObserver(() => words.push(line.textContent)).observe(line, { childList: true });
+}"""
 # Returns for each pair of samples its width in pixels and the text below it.
 PAIRS = """(node) => [...node.widgets.find((w) => w.name === "training").element.querySelectorAll("figure")]
     .map((pair) => [pair.querySelector("img").naturalWidth, pair.querySelector("figcaption").textContent])"""
@@ -96,12 +102,15 @@ def test_the_chart_grows_until_stop_and_keep_and_stays(page, train):
     watch_grow(page, train)
     text = train.evaluate(STATUS_LINE)
     assert all(part in text for part in ("of 400", "loss 0.", "lr ", "step", " left")), text
+    train.evaluate(RECORD_WORDS)
     press_stop(train)
     entry = page.wait_until_done(prompt)
     assert entry["status"]["status_str"] == "success"
     step = int(saved(page, entry["outputs"])["traintrain_step"])
     assert 1 <= step < 400
     assert any(shown.get("images") for shown in entry["outputs"].values())
+    assert any(words.startswith("stopping after this step") for words in page.evaluate("() => words"))
+    assert "stopping" not in train.evaluate(STATUS_LINE)
     assert f"stopped at step {step} of 400" in train.evaluate(STATUS_LINE)
 
     kept = page.serialize()

@@ -4,10 +4,12 @@ import { t } from "./texts.js";
 
 const ORIGINS = { state: "trainingFromState", weights: "trainingFromWeights" }; // what of a connected LoRA it starts from
 
-// Describes a training node: its last run, whether that is running, what is done besides steps, and what waits.
-export function describe(run, running, preparing, waiting) {
+// Describes a training node: its last run, whether that is running, what is done besides steps, what waits, and whether
+// it has been asked to stop.
+export function describe(run, running, preparing, waiting, stopping) {
     const doing = preparing ? describeStage(preparing) : null;
-    if (running) return [describeRun(run, running), doing, queuedAgain(waiting)].filter(Boolean).join(" · ");
+    const ends = stopping ? t("trainingStopping") : null;
+    if (running) return [ends, describeRun(run, running), doing, queuedAgain(waiting)].filter(Boolean).join(" · ");
     if (doing) return [doing, queuedAgain(waiting)].filter(Boolean).join(" · ");
     if (waiting) return describeWaiting(waiting);
     return run ? describeRun(run, running) : t("trainingIdle");
