@@ -381,9 +381,9 @@ def test_the_validation_is_a_green_line_with_a_dot_each_and_its_lowest_step(page
     node = show_run(page, run)
     assert chart(node) == [3, 8, 8]  # below the two of the training
     rings = "(node) => [...node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=none]')].map((e) => Number(e.getAttribute('cx')))"
-    dots = "(node) => node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=\"#58b368\"]').length"
+    dots = "(node) => node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=\"#38904c\"]').length"
     assert node.evaluate(dots) == 3
-    second = "(node) => Number(node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=\"#58b368\"]')[1].getAttribute('cx'))"
+    second = "(node) => Number(node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=\"#38904c\"]')[1].getAttribute('cx'))"
     assert node.evaluate(rings) == [node.evaluate(second)], "the dot of step 4 has a ring"
     assert "validation lowest at step 4: 0.500" in node.evaluate(STATUS_LINE)
 
