@@ -49,18 +49,20 @@ class TrainingProgress:
         self._highest_rate, self._last_loss, self._skipped = 0.0, 0.0, 0
         self._started = self._last_event = time.monotonic()
         self._done = 0
+        self._size: dict[str, int] = {}
 
     def begin(self, session: host.Session) -> None:
-        """Show the size of the LoRA in the log and on its LoRA Network node, and the steps of a resumed training."""
+        """Show the size of the LoRA in the log and on its LoRA Network node or its own, and the steps of a resumed training."""
         layers, parameters = session.size
         done = len(session.history)
-        text = f"{layers} layers, {parameters:,} parameters"
-        logger.info("The LoRA has %s%s.", text, f" and training resumes after step {done}" if done else "")
-        page = page_events.server()
-        if page is not None:
-            page.send_progress_text(text, self._network_id or self._node_id)
+        resumes = f" and training resumes after step {done}" if done else ""
+        logger.info("The LoRA has %d layers, %s parameters%s.", layers, f"{parameters:,}", resumes)
+        size = {"layers": layers, "parameters": parameters}
         if self._network_id:
-            page_events.send(NETWORK, {"workflow": self._workflow, "node": self._network_id, "blocks": session.blocks})
+            shown = {"workflow": self._workflow, "node": self._network_id, "blocks": session.blocks}
+            page_events.send(NETWORK, shown | size)
+        else:
+            self._size = size
         self._replay(session.history)
         self._started, self._done = time.monotonic(), done
 
@@ -138,6 +140,7 @@ class TrainingProgress:
             "running": event == STEP,
             "steps": self._steps,
             **self._metrics,
+            **self._size,
             "origin": self.origin,
             "resumed_at": self._done,
             **self._pace(),

@@ -205,10 +205,12 @@ def test_the_layout_is_kept_with_the_workflow_and_nothing_else_is(page):
 def test_after_a_training_the_map_shows_the_blocks_that_the_model_has(page):
     node = show_network(page)
     workflow = page.evaluate("() => app.rootGraph.id")
-    event = {"node": node.path, "workflow": workflow, "blocks": ["OUT00", "IN01", "M00"]}
+    blocks = ["OUT00", "IN01", "M00"]
+    event = {"node": node.path, "workflow": workflow, "blocks": blocks, "layers": 58, "parameters": 1357824}
     page.evaluate("(detail) => app.api.dispatchEvent(new CustomEvent('traintrain.network', { detail }))", event)
     cells = page.page.locator(".traintrain-map [data-id]")
     assert set(cells.all_inner_texts()) == {"IN01", "M00", "OUT00"}
+    assert page.page.locator(".traintrain-blocks .traintrain-words").inner_text() == "58 layers, 1,357,824 parameters"
     saved = page.serialize()
     page.load(saved)
     cell(page, "OUT00").wait_for()

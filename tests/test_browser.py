@@ -21,6 +21,14 @@ OVERLAPS = """() => {
     const apart = (a, b) => a[1] >= b[3] || b[1] >= a[3] || a[2] >= b[4] || b[2] >= a[4];
     return boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) => !apart(a, b)).map((b) => [a[0], b[0]]));
 }"""
+# Nodes that end below their group, or less than ten pixels above its end.
+BELOW = """() => app.graph.nodes.flatMap((n) => app.graph.groups
+    .filter(({ pos, size }) => n.pos[0] > pos[0] && n.pos[0] < pos[0] + size[0])
+    .filter(({ pos, size }) => n.pos[1] + n.size[1] + 10 > pos[1] + size[1])
+    .map((group) => [n.title, group.title]))"""
+# What the page calls the inputs that hold a place in a list.
+LISTED = """() => app.graph.nodes.flatMap((n) => n.inputs).filter((input) => input.name.includes("."))
+    .map((input) => input.label ?? input.localized_name ?? input.name)"""
 # Pixels between the end of each of our elements and the end of its node.
 GAPS = """() => ["TrainTrain_TrainLoRA", "TrainTrain_LoRANetwork"].flatMap((name) => findNodes(name)).map(({ node }) => {
     const { ds, canvas } = app.canvas;
@@ -71,15 +79,17 @@ def test_a_template_loads_whole_and_keeps_its_values(page, name):
     # The only thing that a template may lack here.
     assert missing == (["CheckpointLoaderSimple"] if "SDXL" in name else [])
     assert widget_values(page.serialize()) == widget_values(template)
+    assert [shown for shown in page.evaluate(LISTED) if "." in shown] == []  # "lora0", not "loras.lora0"
     _, thumbnail = page.server.request("GET", f"/api/workflow_templates/{PACK}/{name}.jpg")
     assert Image.open(io.BytesIO(thumbnail)).width > 300
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_nothing_on_a_template_overlaps(page, name):
+def test_nothing_on_a_template_overlaps_or_leaves_its_group(page, name):
     page.load_template(name)
     page.page.wait_for_timeout(300)  # Nodes 2.0 measures its nodes after it has drawn them
     assert page.evaluate(OVERLAPS) == []
+    assert page.evaluate(BELOW) == []
 
 
 def test_panels_fill_their_nodes(page, canvas):

@@ -23,6 +23,9 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"dev\.py (\w+)([^`#|\n]*)")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+help_page = pytest.mark.parametrize(
+    "page", sorted(HELP.glob("**/*.md")), ids=lambda page: page.relative_to(HELP).as_posix()
+)
 
 
 def read(name: str) -> str:
@@ -93,11 +96,19 @@ def test_links_lead_somewhere(page):
             assert not anchor or anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("page", sorted(HELP.glob("**/*.md")), ids=lambda page: page.relative_to(HELP).as_posix())
+@help_page
 def test_tables_fit_the_help_panel(page):
     """It is 285 pixels wide: enough for two columns."""
     rows = re.findall(r"^\|.*\|$", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert [row for row in rows if row.replace("\\|", "").count("|") > 3] == []
+    codes = [code for row in rows for code in re.findall(r"`([^`]+)`", row)]
+    assert [code for code in codes if max(map(len, code.split())) > 16] == [], "the panel breaks a code only at spaces"
+
+
+@help_page
+def test_code_blocks_fit_the_help_panel(page):
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert [line for block in blocks for line in block.splitlines() if len(line) > 32] == []
 
 
 def test_modules_that_are_run_exist():

@@ -37,9 +37,22 @@ RESIZE_AFTER_REMOVAL = """async () => {
     element.remove();
     return chart.getAttribute("viewBox");
 }"""
+# Pixels between the end of a training node and that of its panel.
+GAP = """(node) => {
+    const { ds, canvas } = app.canvas;
+    const bottom = (node.pos[1] + node.size[1] + ds.offset[1]) * ds.scale + canvas.getBoundingClientRect().top;
+    const { element } = node.widgets.find((widget) => widget.name === "training");
+    return (bottom - element.getBoundingClientRect().bottom) / ds.scale;
+}"""
 POINTS = """(node) => [...node.widgets.find((w) => w.name === "training").element.querySelectorAll("polyline")]
     .map((line) => line.getAttribute("points").split(" ").length)"""
 
+# Keeps in `words` what the panel's first line says from now on.
+RECORD_WORDS = """(node) => {
+    const line = node.widgets.find((w) => w.name === "training").element.querySelector(".traintrain-metrics");
+    window.words = [];
+    new MutationObserver(() => words.push(line.textContent)).observe(line, { childList: true });
+}"""
 # Returns for each pair of samples its width in pixels and the text below it.
 PAIRS = """(node) => [...node.widgets.find((w) => w.name === "training").element.querySelectorAll("figure")]
     .map((pair) => [pair.querySelector("img").naturalWidth, pair.querySelector("figcaption").textContent])"""
@@ -89,12 +102,15 @@ def test_the_chart_grows_until_stop_and_keep_and_stays(page, train):
     watch_grow(page, train)
     text = train.evaluate(STATUS_LINE)
     assert all(part in text for part in ("of 400", "loss 0.", "lr ", "step", " left")), text
+    train.evaluate(RECORD_WORDS)
     press_stop(train)
     entry = page.wait_until_done(prompt)
     assert entry["status"]["status_str"] == "success"
     step = int(saved(page, entry["outputs"])["traintrain_step"])
     assert 1 <= step < 400
     assert any(shown.get("images") for shown in entry["outputs"].values())
+    assert any(words.startswith("stopping after this step") for words in page.evaluate("() => words"))
+    assert "stopping" not in train.evaluate(STATUS_LINE)
     assert f"stopped at step {step} of 400" in train.evaluate(STATUS_LINE)
 
     kept = page.serialize()
@@ -160,6 +176,16 @@ def test_every_template_is_watched_stopped_and_ends_with_files_and_images(page, 
 
 
 @pytest.mark.one_canvas("nodes 2.0")
+def test_without_a_lora_network_the_panel_says_how_large_the_lora_is_and_fills_its_node(page, canvas):
+    page.load_template("5_Slider_from_two_prompts")
+    page.evaluate("() => findNodes('TrainTrain_CompareLoRAs').forEach(({ node }) => app.rootGraph.remove(node))")
+    node = page.find("TrainTrain_TrainSlider").set(steps=2, batch_size=1, seed=new_seed(page))
+    page.run()
+    assert "48 layers, 188,416 parameters" in node.evaluate(STATUS_LINE)
+    page.page.wait_for_timeout(500)
+    assert node.evaluate(GAP) <= (20 if canvas == "classic" else 80)  # Nodes 2.0 has a name and a button below it
+
+
 def test_a_page_opened_in_the_middle_shows_the_training_and_can_cancel_it(page, train):
     page.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker?.captureCanvasState?.()")
     prompt = page.queue()
@@ -355,9 +381,9 @@ def test_the_validation_is_a_green_line_with_a_dot_each_and_its_lowest_step(page
     node = show_run(page, run)
     assert chart(node) == [3, 8, 8]  # below the two of the training
     rings = "(node) => [...node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=none]')].map((e) => Number(e.getAttribute('cx')))"
-    dots = "(node) => node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=\"#58b368\"]').length"
+    dots = "(node) => node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=\"#38904c\"]').length"
     assert node.evaluate(dots) == 3
-    second = "(node) => Number(node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=\"#58b368\"]')[1].getAttribute('cx'))"
+    second = "(node) => Number(node.widgets.find((w) => w.name === 'training').element.querySelectorAll('circle[fill=\"#38904c\"]')[1].getAttribute('cx'))"
     assert node.evaluate(rings) == [node.evaluate(second)], "the dot of step 4 has a ring"
     assert "validation lowest at step 4: 0.500" in node.evaluate(STATUS_LINE)
 

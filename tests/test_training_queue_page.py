@@ -49,7 +49,7 @@ def test_what_is_prepared_is_said_until_the_first_step(page, train):
     wait_for_words(page, NODE, "of 400")
     seen = train.evaluate("(node) => node.seen")
     first = {text: seen.index(text) for text in reversed(seen)}
-    stages = ["looking for an earlier result", "loading the model", "first step"]
+    stages = ["looking for an earlier result", "loading the model", "computing the first step"]
     assert [text for text in first if text in stages][::-1] == stages, seen
     assert any(text.startswith("encoding images: 0 of ") for text in seen), seen
     page.evaluate("() => app.api.interrupt(null)")

@@ -26,6 +26,8 @@ DOCS = ROOT / "web" / "docs"
 LANGUAGES = ("ja", "zh")
 NODE_DEFS = "nodeDefs.json"
 OURS = "TrainTrain_"  # the ids of the pack's nodes begin with it
+IN_BRACKETS = {"en": " (`{}`)", "ja": "（`{}`）", "zh": "（`{}`）"}
+COLON = {"en": ": ", "ja": ": ", "zh": "："}
 INPUTS = re.compile(r"(?<=<!-- inputs -->\n)(- .*\n)*")  # a list, because the help panel is too narrow for a table
 
 
@@ -111,13 +113,13 @@ def page_path(node: str, language: str = "en") -> Path:
     return DOCS / f"{node}.md" if language == "en" else DOCS / node / f"{language}.md"
 
 
-def fill_inputs(page: str, english: dict, translated: dict) -> str:
+def fill_inputs(page: str, english: dict, translated: dict, language: str = "en") -> str:
     """Return a help page that lists the inputs of a node; a page without `<!-- inputs -->` stays as it is."""
-    lines = ""
+    lines, brackets, colon = "", IN_BRACKETS[language], COLON[language]
     for key, slot in english["inputs"].items():
         shown = translated["inputs"][key]
-        name = f"**{shown['name']}**" + (f" (`{slot['name']}`)" if shown["name"] != slot["name"] else "")
-        lines += f"- {name}: {shown['tooltip']}\n"
+        name = f"**{shown['name']}**" + (brackets.format(slot["name"]) if shown["name"] != slot["name"] else "")
+        lines += f"- {name}{colon}{shown['tooltip']}\n"
     return INPUTS.sub(lambda _: lines, page)
 
 
@@ -126,7 +128,7 @@ def filled_pages(english: dict[str, dict], translated: dict[str, dict], language
     for node, definition in english.items():
         path = page_path(node, language)
         if path.is_file():
-            yield path, fill_inputs(path.read_text(encoding="utf-8"), definition, translated[node])
+            yield path, fill_inputs(path.read_text(encoding="utf-8"), definition, translated[node], language)
 
 
 def _node_def(info: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import { BASE, readBlocks, writeBlocks } from "./block_text.js";
 import { findModelFile } from "./model_file.js";
 import { addElement, after, findNode, findWidget, follow, isOpen, isWired, make, registerFor, setWidget } from "./node_element.js";
 import { t } from "./texts.js";
+import { sayNetwork } from "./training_words.js";
 
 // Layouts that the server reports: of the last training, and of the file that the workflow's loader names.
 const TRAINED = "trained";
@@ -133,7 +134,8 @@ class Picker {
     describeState() {
         if (isWired(this.node, "blocks")) return t("blocksWired");
         if (this.unknown.length) return t("blocksUnknown", { tokens: this.unknown.join(", ") });
-        return this.chosen.size ? "" : t("blocksNone");
+        if (!this.chosen.size) return t("blocksNone");
+        return this.size ? sayNetwork(this.size) : "";
     }
 
     drawMap(name, layout) {
@@ -193,7 +195,9 @@ class Picker {
 
 api.addEventListener("traintrain.network", ({ detail }) => {
     const picker = isOpen(detail.workflow) && pickers.get(findNode(detail.node));
-    if (picker && detail.blocks?.length) picker.setLayout(TRAINED, detail.blocks);
+    if (!picker || !detail.blocks?.length) return;
+    picker.size = detail.layers ? detail : null; // of the LoRA that was trained last, until the page is left
+    picker.setLayout(TRAINED, detail.blocks);
 });
 
 registerFor("traintrain.Blocks", ({ output }) => output.includes("TRAINTRAIN_NETWORK"), {

@@ -3,7 +3,8 @@
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 40, right: 8, top: 8, bottom: 18 };
 const SMOOTHED_STEPS = 25;
-const COLOURS = { now: "#3b9cff", wired: "#f2922c", before: "#8c8f98", validation: "#58b368" };
+// Each can be read on the light theme and on the dark one.
+const COLOURS = { now: "#2f80e0", wired: "#c96f12", before: "#7d818b", validation: "#38904c" };
 
 // Draws runs [{ name, kind: "now" | "wired" | "before" | "validation", steps, curve: [[step, loss], ...], best }] into an
 // <svg>. best: the step of a validation that gets a ring

@@ -39,7 +39,8 @@ async function stop(node) {
     const answer = training
         ? await api.fetchApi("/traintrain/stop", { method: "POST", body: JSON.stringify({ node: training.node }) })
         : null;
-    if (!answer?.ok) {
+    if (answer?.ok) panels.get(node).stop();
+    else {
         const detail = t("trainingNone", { node: node.title });
         app.extensionManager.toast.add({ severity: "info", summary: t("trainingStop"), detail, life: 4000 });
     }

@@ -18,6 +18,7 @@ export class TrainingPanel {
     #node;
     #setHeight;
     #preparing = null; // what the server does besides steps: { stage, done, total }
+    #stopping = false; // whether the training in progress ends after its step
     #waiting = null; // what is before this training in the queue: see nodes/waiting.py
 
     #metrics = make("div", "metrics");
@@ -41,6 +42,7 @@ export class TrainingPanel {
     show(training) {
         this.#begin();
         this.running = training.running ? training : null;
+        if (!this.running) this.#stopping = false;
         this.#preparing = null;
         const { workflow, node, running, ...run } = training;
         run.curve = run.curve.map(([step, loss]) => [step, Number(loss.toPrecision(4))]);
@@ -53,6 +55,12 @@ export class TrainingPanel {
     prepare(preparation) {
         this.#begin();
         this.#preparing = preparation.stage ? preparation : null;
+        this.#drawWords();
+    }
+
+    // Shows that the training in progress has been asked to stop: it still ends its step, and its samples.
+    stop() {
+        this.#stopping = Boolean(this.running); // it may have ended meanwhile
         this.#drawWords();
     }
 
@@ -91,7 +99,7 @@ export class TrainingPanel {
     }
 
     #drawWords() {
-        this.#metrics.textContent = describe(this.#run, this.running, this.#preparing, this.#waiting);
+        this.#metrics.textContent = describe(this.#run, this.running, this.#preparing, this.#waiting, this.#stopping);
     }
 
     #drawChart() {

@@ -4,10 +4,12 @@ import { t } from "./texts.js";
 
 const ORIGINS = { state: "trainingFromState", weights: "trainingFromWeights" }; // what of a connected LoRA it starts from
 
-// Describes a training node: its last run, whether that is running, what is done besides steps, and what waits.
-export function describe(run, running, preparing, waiting) {
+// Describes a training node: its last run, whether that is running, what is done besides steps, what waits, and whether
+// it has been asked to stop.
+export function describe(run, running, preparing, waiting, stopping) {
     const doing = preparing ? describeStage(preparing) : null;
-    if (running) return [describeRun(run, running), doing, queuedAgain(waiting)].filter(Boolean).join(" · ");
+    const ends = stopping ? t("trainingStopping") : null;
+    if (running) return [ends, describeRun(run, running), doing, queuedAgain(waiting)].filter(Boolean).join(" · ");
     if (doing) return [doing, queuedAgain(waiting)].filter(Boolean).join(" · ");
     if (waiting) return describeWaiting(waiting);
     return run ? describeRun(run, running) : t("trainingIdle");
@@ -34,10 +36,16 @@ function describeRun(run, running) {
     const values = { ...run, loss, rate: rate(run.learning_rate), seconds: duration(run.seconds) };
     const skipped = run.skipped ? ` · ${t("trainingSkipped", run)}` : "";
     const held = run.best_step ? ` · ${t("trainingBest", { loss: run.best_loss?.toPrecision(3), step: run.best_step })}` : "";
-    const more = skipped + held + (ORIGINS[run.origin] ? ` · ${t(ORIGINS[run.origin], run)}` : "");
+    const size = run.parameters ? ` · ${sayNetwork(run)}` : ""; // with a LoRA Network, that node says it
+    const more = skipped + held + (ORIGINS[run.origin] ? ` · ${t(ORIGINS[run.origin], run)}` : "") + size;
     if (running) return t("trainingRuns", { ...values, pace: pace(run.steps_per_second), left: duration(run.seconds_left) }) + more;
     if (!run.step) return t(run.steps ? "trainingNothing" : "trainingNoSteps");
     return t(run.step < run.steps ? "trainingStopped" : run.seconds ? "trainingDone" : "trainingRecalled", values) + more;
+}
+
+// Says how large a LoRA is.
+export function sayNetwork({ layers, parameters }) {
+    return t("networkSize", { layers, parameters: parameters.toLocaleString("en") });
 }
 
 export function rate(learningRate) {
