@@ -162,7 +162,8 @@ class TrainADDifT(TrainingNode, io.ComfyNode):
         network, config = merge_configs(cls.preset, network[0], settings[0], lora[0], single)
         host.check_network(model, network)
         sides = (original, original_conditioning), (target, target_conditioning)
-        pairs = _encode_pairs(model, vae, *(reversed(sides) if swap else sides), masked)
+        pairs = _encode_pairs(model, vae, *sides, masked)
+        pairs = [ExamplePair(pair.target, pair.original) for pair in pairs] if swap else pairs
         batches = draw_batches([pair.target for pair in pairs], config)
         method = ADDifT(pairs, batches, bands, alternation, config, full_at, learns_images)
         return host.Job(model, network, config, method, {METHOD: "ADDifT"}, lora=lora[0])
@@ -174,7 +175,7 @@ def _encode_pairs(
     """Encode (images, prompts) of both sides, each a list of batches (B, H, W, 3) and of CONDITIONING, into pairs."""
     sides = [[image[:, :, :3] for batch in images for image in batch] for images, _ in (original, target)]
     _check_pairs(*sides)
-    masks = [_difference_mask(*pair) for pair in zip(*sides)] if masked else [None] * len(sides[0])
+    masks = _difference_masks(*sides) if masked else [None] * len(sides[0])
     examples = []
     for images, (_, prompts), name in zip(sides, (original, target), ("original", "target")):
         latents = host.encode_images(vae, model, images)
@@ -216,11 +217,13 @@ def _one_per_image(prompts: Sequence[list], count: int, side: str) -> list[Condi
     return read * count if len(read) == 1 else read
 
 
-def _difference_mask(original: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return where two images (H, W, 3) differ, as bool (H, W). Raises ValueError if they do nowhere."""
-    mask = (original - target).abs().sum(-1) > DIFFERENCE_THRESHOLD
-    if not mask.any():
+def _difference_masks(originals: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return where the images (H, W, 3) of each pair differ, as bool (H, W). Raises ValueError for pairs that do nowhere."""
+    masks = [(original - target).abs().sum(-1) > DIFFERENCE_THRESHOLD for original, target in zip(originals, targets)]
+    alike = [str(number) for number, mask in enumerate(masks, 1) if not mask.any()]
+    if alike:
         raise ValueError(
-            "The two images of a pair are almost identical, so there is nothing to learn: connect two that differ."
+            f"The two images of pair {', '.join(alike)} are almost identical, so there is nothing to learn: connect two that "
+            "differ."
         )
-    return mask
+    return masks

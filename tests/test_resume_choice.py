@@ -11,7 +11,7 @@ import pytest
 import torch
 from pack.nodes import kept_files
 from pack.nodes.save_lora import SaveLoRA
-from pack.trainer.config import NetworkConfig, TrainingConfig
+from pack.trainer.config import NETWORK_TYPES, NetworkConfig, TrainingConfig
 from pack.trainer.lora_file import STEP, TRAINING, WEIGHTS, LoRAWeights, load_lora
 from pack.trainer.optimizer import OPTIMIZERS
 from safetensors import safe_open
@@ -161,6 +161,18 @@ def test_a_lora_of_any_optimizer_resumes(tiny, optimizer, caplog):
     caplog.set_level(logging.INFO)
     tiny.train("iLECO", steps=7, lora=lora, network=None, **wired)
     assert "Training resumes the LoRA after step 6" in caplog.text
+
+
+@pytest.mark.parametrize("rank", [2, 64], ids=["small matrices", "full matrices"])
+@pytest.mark.parametrize("kind", NETWORK_TYPES)
+def test_a_lora_of_any_type_resumes_with_its_own_network(tiny, kind, rank, caplog):
+    network = NetworkConfig(kind, rank, alpha=1)
+    lora = tiny.train("iLECO", steps=2, settings=CONSTANT, network=network)[1]
+    caplog.set_level(logging.INFO)
+    resumed = tiny.train("iLECO", steps=3, settings=CONSTANT, network=None, lora=lora)[1]
+    assert "Training resumes the LoRA after step 2" in caplog.text
+    assert resumed.metadata["ss_network_dim"] == str(rank)
+    assert all(torch.equal(resumed[key], lora[key]) for key in lora if key.endswith(".alpha"))
 
 
 @pytest.mark.parametrize("optimizer, setting", [("AdamW", "amsgrad=True"), ("CAME", "ams_bound=True")])

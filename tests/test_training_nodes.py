@@ -195,23 +195,29 @@ def test_the_difference_mask_excludes_what_is_identical(shapes, pictures):
     losses = [train_addift(shapes, pictures[:1], [other], difference_mask=mask)[2]["loss"] for mask in (False, True)]
     assert losses[0][0] != pytest.approx(losses[1][0], rel=1e-2)
     slightly = (pictures[0] + 0.01).clamp(0, 1)
-    with pytest.raises(ValueError, match="identical"):
-        train_addift(shapes, pictures[:1], [slightly], difference_mask=True)
+    with pytest.raises(ValueError, match="two images of pair 2, 3 are almost identical"):
+        train_addift(shapes, pictures[:1] * 3, [other, slightly, slightly], difference_mask=True)
 
 
+@pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize(
     "originals, targets, prompts, message",
     [
         ([(64, 64)], [(64, 64), (64, 64)], 1, "1 originals and 2 targets"),
         ([(64, 64), (64, 64)], [(64, 64), (72, 64)], 1, "pair 2 is 64x64 and 72x64"),
         ([(60, 64)], [(60, 64)], 1, "60x64.*multiples of 8"),
-        ([(64, 64), (64, 64), (64, 64)], [(64, 64), (64, 64), (64, 64)], 2, "2 prompts for 3 images"),
+        (
+            [(64, 64), (64, 64), (64, 64)],
+            [(64, 64), (64, 64), (64, 64)],
+            2,
+            "^original_conditioning has 2 prompts for 3",
+        ),
     ],
 )
-def test_images_that_are_not_pairs_are_refused(shapes, originals, targets, prompts, message):
+def test_images_that_are_not_pairs_are_refused(shapes, originals, targets, prompts, message, swap):
     images = [[torch.rand(1, height, width, 3) for width, height in side] for side in (originals, targets)]
     with pytest.raises(ValueError, match=message):
-        train_addift(shapes, *images, original_conditioning=[encode(shapes, *["red"] * prompts)])
+        train_addift(shapes, *images, original_conditioning=[encode(shapes, *["red"] * prompts)], swap=swap)
 
 
 def test_pairs_come_from_a_folder_by_their_suffix(tmp_path, monkeypatch):

@@ -105,11 +105,15 @@ class LoKrLayer(Adapter):
 
     @staticmethod
     def rank_of(tensors: dict[str, torch.Tensor]) -> int:
-        """Return the rank of the weights that a LoRA file has for a layer."""
+        """Return the rank of the weights that a LoRA file has for a layer.
+
+        Full matrices have none: it is the one that was asked for, which programs store as their alpha.
+        """
         ranked = next((tensors[name] for name in ("lokr_w2_b", "lokr_w1_b") if name in tensors), None)
         if ranked is not None:
             return len(ranked)
-        return max(tensors["lokr_w2"].shape[:2])  # any rank from half of this on means the full matrix
+        asked = round(float(tensors.get("alpha", 0)))
+        return asked if asked > 0 else max(tensors["lokr_w2"].shape[:2])  # any rank from half of this on means full
 
     @classmethod
     def scale_of(cls, tensors: dict[str, torch.Tensor]) -> float:
