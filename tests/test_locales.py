@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
+from conftest import ROOT
 from pack.nodes import NODES
 from pack.tools.locales import (
     DOCS,
@@ -22,6 +24,8 @@ from pack.tools.locales import (
 )
 
 pytestmark = pytest.mark.one_canvas("nodes 2.0")
+TEMPLATES = [json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "example_workflows").glob("*.json"))]
+NOTE = "MarkdownNote"
 PAGES = sorted(path.stem for path in DOCS.glob("TrainTrain_*.md"))
 THEIR_SCRIPT = re.compile("[\u3041-\u30ff\u4e00-\u9fff]")
 ENGLISH_SENTENCE = re.compile(r"(?:\b[a-z']{2,} ){3,}[a-z']{2,}")
@@ -33,7 +37,7 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten".split()
 WORDS = {word: {str(number)} for number, word in enumerate(NUMBER_WORDS)}
 WORDS |= {"third": {"3"}, "quarter": {"4"}, "eighth": {"8"}, "tenth": {"10"}, "half": {"2"}}
-WORDS |= {"fifteen": {"15"}, "twenty": {"20"}, "thirty": {"30"}, "forty": {"40"}}
+WORDS |= {"hundred": {"100"}, "fifteen": {"15"}, "twenty": {"20"}, "thirty": {"30"}, "forty": {"40"}}
 COUNTERS = {"1", "2"}
 SPECIAL_TO_THE_PAGE = set("{}@|")  # its translator would take them for its own
 
@@ -183,3 +187,42 @@ def test_the_page_shows_the_help_of_the_users_language(page, speak):
     page.page.get_by_test_id("info-button").click()
     title = read_definitions("zh")["TrainTrain_BucketImages"]["display_name"]
     page.page.get_by_role("heading", name=title, level=1).wait_for(timeout=10000)
+
+
+def read_template_texts(locale: str) -> dict[str, dict[str, str]]:
+    script = (ROOT / "web" / f"template_texts_{locale}.js").read_text(encoding="utf-8")
+    return json.loads(script.partition(" = ")[2].rstrip(";\n"))
+
+
+@pytest.mark.parametrize("locale", LANGUAGES)
+def test_notes_and_titles_of_templates_are_translated(locale):
+    texts = read_template_texts(locale)
+    nodes = [node for template in TEMPLATES for node in template["nodes"]]
+    notes = {node["widgets_values"][0] for node in nodes if node["type"] == NOTE}
+    titles = {each["title"] for template in TEMPLATES for each in template["groups"]}
+    assert set(texts["notes"]) == notes
+    assert set(texts["titles"]) == titles | {node["title"] for node in nodes if node.get("title")}
+    for english, translated in texts["notes"].items():
+        assert shape(translated) == shape(english)
+        for ours, theirs in zip(english.splitlines(), translated.splitlines()):
+            assert not wrong_numbers(ours, theirs), theirs
+        assert not any(STUCK.match(span) for span in bold(translated))
+    names = set(read_source(locale)["names"].values())
+    for row in re.findall(r"^\| ([^|]+?) \|", "\n".join(texts["notes"].values()), re.MULTILINE):
+        called = re.split(r"[:：]", row)[-1].strip().removeprefix("その").removeprefix("其")
+        assert set(re.split("、", called)) <= names | {""}, row
+
+
+@pytest.mark.parametrize("locale", LANGUAGES)
+def test_a_template_is_in_the_users_language_until_its_note_is_changed(page, speak, locale):
+    texts = read_template_texts(locale)
+    speak(locale)
+    template = page.load_template("1_Train_a_LoRA")
+    (english,) = (node["widgets_values"][0] for node in template["nodes"] if node["type"] == NOTE)
+    assert page.find(NOTE).evaluate("(note) => note.widgets[0].value") == texts["notes"][english]
+    page.find(texts["titles"]["Negative prompt"])
+    assert page.evaluate("() => app.graph.groups[1].title") == texts["titles"]["2. Train"]
+    next(node for node in template["nodes"] if node["type"] == NOTE)["widgets_values"] = ["my own note"]
+    page.load(template)
+    assert page.find(NOTE).evaluate("(note) => note.widgets[0].value") == "my own note"
+    page.find("Negative prompt")

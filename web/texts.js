@@ -89,9 +89,13 @@ const en = {
 
 const TEXTS = { en, ja, zh };
 
+// Returns the user's language, such as "ja".
+export function language() {
+    return (app.extensionManager.setting.get("Comfy.Locale") ?? "en").split("-")[0];
+}
+
 // Returns a text in the user's language, or in English, with {names} replaced by values.
 export function t(key, values = {}) {
-    const locale = app.extensionManager.setting.get("Comfy.Locale") ?? "en";
-    const text = TEXTS[locale.split("-")[0]]?.[key] ?? TEXTS.en[key] ?? key;
+    const text = TEXTS[language()]?.[key] ?? TEXTS.en[key] ?? key;
     return text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }

@@ -1,0 +1,50 @@
+// Holds the templates' notes and titles in Japanese, each by its English.
+
+export const ja = {
+    "notes": {
+        "### Teach a model something new\n\nQueue it: in two or three minutes on two CPU cores, the demonstration model learns what a *purple star* is. The grid shows it after every 100 steps, at several strengths.\n\n**Your own:** put images into a folder in **input**, each with its caption in a **.txt** beside it. Choose your checkpoint and the folder, write in **Prompt** what the images show, name the LoRA in **Save LoRA**, and set:\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| Bucket Images: width, height | 512 | 1024 |\n| buckets_step, min_length | 64, 384 | 64, 512 |\n| network_type, rank, alpha | lierla, 16, 8 | lierla, 16, 8 |\n| steps | 1000 | 1500 |\n| learning_rate | 1e-4 | 1e-4 |\n| save_every | 250 | 500 |\n| Compare LoRAs: width, height | 512 | 1024 |\n\nEach row of the grid is a file in **output/loras**: keep the one that looks best.\n": "### モデルに新しいものを教える\n\nそのまま実行すると、CPU 2コアで2〜3分で、デモ用モデルが「紫の星」（*purple star*）を覚えます。一覧には、100ステップごとの結果がいくつかの強度で並びます。\n\n**自分の画像で:** **input** の中のフォルダーに画像を入れ、同じ名前の **.txt** にそれぞれのキャプションを書きます。チェックポイントとフォルダーを選び、**プロンプト**に画像の内容を書き、**LoRAを保存**でファイル名を付け、次の値にします。\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| 画像のバケット分け: 幅、高さ | 512 | 1024 |\n| バケットの刻み、最小辺 | 64、384 | 64、512 |\n| 種類、rank、alpha | lierla、16、8 | lierla、16、8 |\n| ステップ数 | 1000 | 1500 |\n| 学習率 | 1e-4 | 1e-4 |\n| 途中保存の間隔 | 250 | 500 |\n| LoRAを比較: 幅、高さ | 512 | 1024 |\n\n一覧の各行は **output/loras** のファイルです。いちばん良いものを残してください。\n",
+        "### Teach SDXL a person, a thing or a style\n\n1. Put 10 to 30 images, each with its caption in a **.txt** beside it, into a folder in **input**, and name it in **Load Image Folder**.\n2. Name what is new by a word of its own, such as *ohwx person*: in the captions, or as **trigger_word**, and in **Prompt**.\n3. Choose your checkpoint, and queue.\n\nA card of 12 GB is enough. With more memory, turn off **gradient_checkpointing**: a step then takes a quarter less time.\n\n1500 steps suit a person or a thing, 3000 a style in a hundred images. If samples look burnt, use a learning rate of 5e-5.\n": "### SDXLに人物・物・画風を教える\n\n1. **input** の中のフォルダーに画像を10〜30枚入れ、同じ名前の **.txt** にそれぞれのキャプションを書き、そのフォルダーを**画像フォルダーを読み込む**で選びます。\n2. 新しいものには *ohwx person* のような専用の言葉を付け、キャプションか「トリガーワード」と、**プロンプト**に書きます。\n3. チェックポイントを選んで実行します。\n\nVRAMは12 GBで足ります。もっとあれば「勾配チェックポイント」をオフにすると、1ステップの時間が4分の1短くなります。\n\n人物や物には1500ステップ、画像100枚の画風には3000ステップが目安です。サンプルが焼き付いたように見えるなら、学習率を5e-5にします。\n",
+        "### Turn one thing into another, by words alone\n\nThe original prompt learns to act like the target prompt: *red* becomes *blue*, in about a minute on two CPU cores. Several phrasings generalize better than one; each has its own target.\n\n**Your own:** choose your checkpoint, write your words, also in **Prompt**, name the LoRA in **Save LoRA**, and set:\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| width, height | 512 | 1024 |\n| steps | 500 | 500 |\n| learning_rate | 5e-4 | 5e-4 |\n| Compare LoRAs: width, height | 512 | 1024 |\n": "### 言葉だけで、あるものを別のものに変える\n\n元プロンプトがターゲットのプロンプトのように働くことを学習します。ここでは *red* が *blue* になり、CPU 2コアで1分ほどです。1つより、いくつかの言い方を使うほうがほかの文でもよく効きます。言い方ごとにターゲットを書きます。\n\n**自分の言葉で:** チェックポイントを選び、言葉を書き（**プロンプト**にも）、**LoRAを保存**でファイル名を付け、次の値にします。\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| 幅、高さ | 512 | 1024 |\n| ステップ数 | 500 | 500 |\n| 学習率 | 5e-4 | 5e-4 |\n| LoRAを比較: 幅、高さ | 512 | 1024 |\n",
+        "### Erase a concept\n\nAn empty target erases the original prompt: the model forgets what a *triangle* is. **guidance** 1 leads away from it; without, it would still come up by chance. What is connected to **preserve** stays as it is: use the neighbors of what you erase.\n\n**Your own:** choose your checkpoint, write your words, also in **Prompt**, name the LoRA in **Save LoRA**, and set:\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| width, height | 512 | 1024 |\n| steps | 500 | 500 |\n| learning_rate | 5e-4 | 5e-4 |\n| Compare LoRAs: width, height | 512 | 1024 |\n": "### 概念を消す\n\nターゲットが空だと、元プロンプトが消えます。ここではモデルが *triangle* を忘れます。「ガイダンス」を1にすると、そこから遠ざかります。そうしないと、偶然また現れることがあります。「保持」につないだものは変わりません。消すものに近い言葉を使ってください。\n\n**自分の言葉で:** チェックポイントを選び、言葉を書き（**プロンプト**にも）、**LoRAを保存**でファイル名を付け、次の値にします。\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| 幅、高さ | 512 | 1024 |\n| ステップ数 | 500 | 500 |\n| 学習率 | 5e-4 | 5e-4 |\n| LoRAを比較: 幅、高さ | 512 | 1024 |\n",
+        "### A slider between two words\n\nStrength 1 of the LoRA moves what **Target** names towards **Positive**, strength -1 towards **Negative**. No images are needed.\n\n**Your own:** choose your checkpoint, write your words, such as *very old person*, *very young person* and *person*, and a **Prompt** that names the target, such as *a photo of a person*. Name the LoRA in **Save LoRA**, and set:\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| width, height | 512 | 1024 |\n| steps | 0 to 50 | 0 to 50 |\n| learning_rate | 5e-4 | 2e-4 |\n| Compare LoRAs: width, height | 512 | 1024 |\n\nFrom the *closed form*, begin with 0 steps, then try 20 to 50. Models other than SD1.5, SD2 and SDXL need 300 to 1000.\n\nToo weak: raise **guidance**. If something else changes too, such as the gender, connect prompts for it, *male* and *female*, to **preserve**, joined by Conditioning (Combine).\n": "### 2つの言葉のあいだのスライダー\n\n**ターゲット**に書いたものが、LoRAの強度1で**ポジティブ**の方へ、-1で**ネガティブ**の方へ動きます。画像は要りません。\n\n**自分の言葉で:** チェックポイントを選び、*very old person*、*very young person*、*person* のように言葉を書き、**プロンプト**にはターゲットを含む文（*a photo of a person* など）を書きます。**LoRAを保存**でファイル名を付け、次の値にします。\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| 幅、高さ | 512 | 1024 |\n| ステップ数 | 0〜50 | 0〜50 |\n| 学習率 | 5e-4 | 2e-4 |\n| LoRAを比較: 幅、高さ | 512 | 1024 |\n\n*closed form*（解析解）からは、まず0ステップ、次に20〜50ステップを試します。SD1.5、SD2、SDXL以外のモデルでは300〜1000ステップ必要です。\n\n弱すぎるときは「ガイダンス」を上げます。性別などほかのものまで変わるなら、それを表すプロンプト（*male* と *female*）を「条件付け（組み合わせ）」でまとめ、**保持**につなぎます。\n",
+        "### A slider from two images, in a minute\n\nPositive strength leads from the original to the target, negative the other way. The prompt says what both show, and not what they differ in.\n\n**Your own:** choose your checkpoint and two images of one size, and delete LoRA Network and Training Settings: the preset is for real models. Then set:\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| steps | 30 | 30 |\n| learning_rate | 0 (1e-4) | 0 (2e-4) |\n| Compare LoRAs: width, height | 512 | 1024 |\n\nFor styles, see the help of Train ADDifT.\n": "### 2枚の画像から、1分でスライダー\n\n正の強度で元画像からターゲット画像へ、負の強度で逆へ動きます。プロンプトには両方に写っているものを書き、違いは書きません。\n\n**自分の画像で:** チェックポイントと、同じサイズの画像2枚を選び、LoRAネットワークと学習設定を削除します（何もつながないと、実際のモデル向けの設定になります）。そして次の値にします。\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| ステップ数 | 30 | 30 |\n| 学習率 | 0（1e-4） | 0（2e-4） |\n| LoRAを比較: 幅、高さ | 512 | 1024 |\n\n画風については、ADDifT学習のヘルプをご覧ください。\n",
+        "### Learn what one image has and another does not\n\nFirst, a *copy machine* learns the original for a few very different prompts, until it draws nothing else. The target is trained on top of it: only the difference is left to learn. The prompt says what both show, and not what they differ in.\n\n**Your own:** choose your checkpoint and two images of one size, and set:\n\n| | SD1.5 and SDXL |\n|---|---|\n| copy machine: steps, learning_rate | 500, 5e-4 |\n| its network_type, rank, alpha | lierla, 16, 16 |\n| difference: steps, learning_rate | 500, 1e-4 |\n| its network_type, rank, alpha | lierla, 4, 4 |\n\nSet width and height of Compare LoRAs to those of your images.\n": "### 片方の画像だけにあるものを学習する\n\nまず*コピー機*が、まったく違ういくつかのプロンプトに対して元画像を、それしか描かなくなるまで学習します。その上でターゲット画像を学習すると、残るのは2枚の違いだけです。プロンプトには両方に写っているものを書き、違いは書きません。\n\n**自分の画像で:** チェックポイントと、同じサイズの画像2枚を選び、次の値にします。\n\n| | SD1.5、SDXL |\n|---|---|\n| コピー機: ステップ数、学習率 | 500、5e-4 |\n| その種類、rank、alpha | lierla、16、16 |\n| 差分: ステップ数、学習率 | 500、1e-4 |\n| その種類、rank、alpha | lierla、4、4 |\n\n「LoRAを比較」の幅と高さは、画像のサイズに合わせます。\n",
+        "### Two sliders at five strengths, side by side\n\nOne LoRA is trained on two images (ADDifT), the other on two words (iLECO). **Compare LoRAs** samples both from the same seed: a row for each LoRA, a column for each strength. The chart says from where on more strength adds little or breaks the image.\n\n**Your own LoRAs:** delete both trainings and connect **Load LoRA (TrainTrain)** to Compare LoRAs, once for each file. Set width and height to 512 for SD1.5, 1024 for SDXL.\n": "### 2つのスライダーを5つの強度で並べて比べる\n\n1つは2枚の画像から（ADDifT）、もう1つは2つの言葉から（iLECO）学習したLoRAです。**LoRAを比較**は両方を同じシードでサンプリングし、LoRAごとに1行、強度ごとに1列で並べます。グラフは、どの強度から先は変化が小さいか、画像が壊れるかを示します。\n\n**手持ちのLoRAで:** 学習ノードを2つとも削除し、**LoRAを読み込む (TrainTrain)** をファイルごとに1つ「LoRAを比較」につなぎます。幅と高さは、SD1.5なら512、SDXLなら1024にします。\n"
+    },
+    "titles": {
+        "1. A slider from two images": "1. 2枚の画像からスライダー",
+        "1. Two images": "1. 2枚の画像",
+        "1. Words": "1. 言葉",
+        "1. Your images": "1. 画像",
+        "2. A slider from two words": "2. 2つの言葉からスライダー",
+        "2. Copy machine": "2. コピー機",
+        "2. Train": "2. 学習",
+        "3. Compare": "3. 比較",
+        "3. Difference": "3. 差分",
+        "4. Compare": "4. 比較",
+        "Copied for 1": "コピー用のプロンプト 1",
+        "Copied for 2": "コピー用のプロンプト 2",
+        "Copied for 3": "コピー用のプロンプト 3",
+        "Copied for 4": "コピー用のプロンプト 4",
+        "Copied for 5": "コピー用のプロンプト 5",
+        "Negative prompt": "ネガティブプロンプト",
+        "Negative: strength -1": "ネガティブ: 強度 -1",
+        "Original": "元画像",
+        "Original 1": "元プロンプト 1",
+        "Original 2": "元プロンプト 2",
+        "Original 3": "元プロンプト 3",
+        "Original word": "元の言葉",
+        "Positive: strength 1": "ポジティブ: 強度 1",
+        "Preserve 1": "保持 1",
+        "Preserve 2": "保持 2",
+        "Prompt": "プロンプト",
+        "Save copy machine": "コピー機を保存",
+        "Target": "ターゲット画像",
+        "Target 1": "ターゲット 1",
+        "Target 2": "ターゲット 2",
+        "Target 3": "ターゲット 3",
+        "Target word": "ターゲットの言葉",
+        "Target: what it acts on": "ターゲット: 作用する対象",
+        "What both show": "両方に写っているもの"
+    }
+};

@@ -1,0 +1,50 @@
+// Holds the templates' notes and titles in Chinese, each by its English.
+
+export const zh = {
+    "notes": {
+        "### Teach a model something new\n\nQueue it: in two or three minutes on two CPU cores, the demonstration model learns what a *purple star* is. The grid shows it after every 100 steps, at several strengths.\n\n**Your own:** put images into a folder in **input**, each with its caption in a **.txt** beside it. Choose your checkpoint and the folder, write in **Prompt** what the images show, name the LoRA in **Save LoRA**, and set:\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| Bucket Images: width, height | 512 | 1024 |\n| buckets_step, min_length | 64, 384 | 64, 512 |\n| network_type, rank, alpha | lierla, 16, 8 | lierla, 16, 8 |\n| steps | 1000 | 1500 |\n| learning_rate | 1e-4 | 1e-4 |\n| save_every | 250 | 500 |\n| Compare LoRAs: width, height | 512 | 1024 |\n\nEach row of the grid is a file in **output/loras**: keep the one that looks best.\n": "### 教模型认识新事物\n\n直接运行：在两个 CPU 核心上用两三分钟，演示模型就会学会什么是“紫色星星”（*purple star*）。对比图按多种强度显示每 100 步的结果。\n\n**用自己的图片：** 把图片放进 **input** 中的一个文件夹，并在同名的 **.txt** 中写上各自的标注。选择 Checkpoint 和文件夹，在**提示词**中写出图片内容，在**保存 LoRA 文件**中填写文件名，并设置：\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| 图片分桶：宽度、高度 | 512 | 1024 |\n| 桶步长、最短边 | 64、384 | 64、512 |\n| 类型、rank、alpha | lierla、16、8 | lierla、16、8 |\n| 训练步数 | 1000 | 1500 |\n| 学习率 | 1e-4 | 1e-4 |\n| 保存间隔 | 250 | 500 |\n| 比较 LoRA：宽度、高度 | 512 | 1024 |\n\n对比图的每一行都是 **output/loras** 中的一个文件：留下效果最好的。\n",
+        "### Teach SDXL a person, a thing or a style\n\n1. Put 10 to 30 images, each with its caption in a **.txt** beside it, into a folder in **input**, and name it in **Load Image Folder**.\n2. Name what is new by a word of its own, such as *ohwx person*: in the captions, or as **trigger_word**, and in **Prompt**.\n3. Choose your checkpoint, and queue.\n\nA card of 12 GB is enough. With more memory, turn off **gradient_checkpointing**: a step then takes a quarter less time.\n\n1500 steps suit a person or a thing, 3000 a style in a hundred images. If samples look burnt, use a learning rate of 5e-5.\n": "### 教 SDXL 认识人物、物品或画风\n\n1. 把 10 到 30 张图片放进 **input** 中的一个文件夹，在同名的 **.txt** 中写上各自的标注，并在**加载图片文件夹**中选择该文件夹。\n2. 给新事物起一个专用的词，例如 *ohwx person*，写在标注或“触发词”中，也写在**提示词**中。\n3. 选择 Checkpoint 并运行。\n\n12 GB 显存就够了。显存更大时，可以关闭“梯度检查点”，每步用时会减少四分之一。\n\n人物或物品用 1500 步，一百张图片的画风用 3000 步。如果样图有过拟合的“烧焦”感，请把学习率改为 5e-5。\n",
+        "### Turn one thing into another, by words alone\n\nThe original prompt learns to act like the target prompt: *red* becomes *blue*, in about a minute on two CPU cores. Several phrasings generalize better than one; each has its own target.\n\n**Your own:** choose your checkpoint, write your words, also in **Prompt**, name the LoRA in **Save LoRA**, and set:\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| width, height | 512 | 1024 |\n| steps | 500 | 500 |\n| learning_rate | 5e-4 | 5e-4 |\n| Compare LoRAs: width, height | 512 | 1024 |\n": "### 只用文字，把一种事物变成另一种\n\n让原提示词学会起目标提示词的作用：这里 *red* 变成 *blue*，在两个 CPU 核心上约一分钟。用几种说法比用一种泛化得更好，每种说法都有自己的目标。\n\n**用自己的词：** 选择 Checkpoint，写上你的词（**提示词**中也要写），在**保存 LoRA 文件**中填写文件名，并设置：\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| 宽度、高度 | 512 | 1024 |\n| 训练步数 | 500 | 500 |\n| 学习率 | 5e-4 | 5e-4 |\n| 比较 LoRA：宽度、高度 | 512 | 1024 |\n",
+        "### Erase a concept\n\nAn empty target erases the original prompt: the model forgets what a *triangle* is. **guidance** 1 leads away from it; without, it would still come up by chance. What is connected to **preserve** stays as it is: use the neighbors of what you erase.\n\n**Your own:** choose your checkpoint, write your words, also in **Prompt**, name the LoRA in **Save LoRA**, and set:\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| width, height | 512 | 1024 |\n| steps | 500 | 500 |\n| learning_rate | 5e-4 | 5e-4 |\n| Compare LoRAs: width, height | 512 | 1024 |\n": "### 擦除一个概念\n\n目标为空时，原提示词会被擦除：这里模型会忘记什么是 *triangle*。“引导强度”为 1 时会远离它；不这样做，它仍会偶然出现。连接到“保留”的内容保持不变：请使用与要擦除的内容相近的词。\n\n**用自己的词：** 选择 Checkpoint，写上你的词（**提示词**中也要写），在**保存 LoRA 文件**中填写文件名，并设置：\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| 宽度、高度 | 512 | 1024 |\n| 训练步数 | 500 | 500 |\n| 学习率 | 5e-4 | 5e-4 |\n| 比较 LoRA：宽度、高度 | 512 | 1024 |\n",
+        "### A slider between two words\n\nStrength 1 of the LoRA moves what **Target** names towards **Positive**, strength -1 towards **Negative**. No images are needed.\n\n**Your own:** choose your checkpoint, write your words, such as *very old person*, *very young person* and *person*, and a **Prompt** that names the target, such as *a photo of a person*. Name the LoRA in **Save LoRA**, and set:\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| width, height | 512 | 1024 |\n| steps | 0 to 50 | 0 to 50 |\n| learning_rate | 5e-4 | 2e-4 |\n| Compare LoRAs: width, height | 512 | 1024 |\n\nFrom the *closed form*, begin with 0 steps, then try 20 to 50. Models other than SD1.5, SD2 and SDXL need 300 to 1000.\n\nToo weak: raise **guidance**. If something else changes too, such as the gender, connect prompts for it, *male* and *female*, to **preserve**, joined by Conditioning (Combine).\n": "### 两个词之间的滑块\n\nLoRA 强度为 1 时，**目标提示词**所指的事物朝**正面条件**变化；为 -1 时，朝**负面条件**变化。不需要图片。\n\n**用自己的词：** 选择 Checkpoint，写上你的词，例如 *very old person*、*very young person* 和 *person*；**提示词**中要出现目标，例如 *a photo of a person*。在**保存 LoRA 文件**中填写文件名，并设置：\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| 宽度、高度 | 512 | 1024 |\n| 训练步数 | 0 到 50 | 0 到 50 |\n| 学习率 | 5e-4 | 2e-4 |\n| 比较 LoRA：宽度、高度 | 512 | 1024 |\n\n从 *closed form*（闭式解）开始时，先用 0 步，再试 20 到 50 步。SD1.5、SD2 和 SDXL 以外的模型需要 300 到 1000 步。\n\n太弱：提高“引导强度”。如果别的东西（例如性别）也跟着变化，请把描述它的提示词 *male* 和 *female* 用“条件合并”合并后连接到**保留**。\n",
+        "### A slider from two images, in a minute\n\nPositive strength leads from the original to the target, negative the other way. The prompt says what both show, and not what they differ in.\n\n**Your own:** choose your checkpoint and two images of one size, and delete LoRA Network and Training Settings: the preset is for real models. Then set:\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| steps | 30 | 30 |\n| learning_rate | 0 (1e-4) | 0 (2e-4) |\n| Compare LoRAs: width, height | 512 | 1024 |\n\nFor styles, see the help of Train ADDifT.\n": "### 一分钟，用两张图片做出滑块\n\n正的强度从原图走向目标图，负的强度则相反。提示词描述两张图共有的内容，不写它们的区别。\n\n**用自己的图片：** 选择 Checkpoint 和两张尺寸相同的图片，并删除 LoRA 网络和训练设置：不连接它们时，使用的是适合实际模型的预设。然后设置：\n\n| | SD1.5 | SDXL |\n|---|---|---|\n| 训练步数 | 30 | 30 |\n| 学习率 | 0（1e-4） | 0（2e-4） |\n| 比较 LoRA：宽度、高度 | 512 | 1024 |\n\n画风请参阅“训练 ADDifT”的帮助。\n",
+        "### Learn what one image has and another does not\n\nFirst, a *copy machine* learns the original for a few very different prompts, until it draws nothing else. The target is trained on top of it: only the difference is left to learn. The prompt says what both show, and not what they differ in.\n\n**Your own:** choose your checkpoint and two images of one size, and set:\n\n| | SD1.5 and SDXL |\n|---|---|\n| copy machine: steps, learning_rate | 500, 5e-4 |\n| its network_type, rank, alpha | lierla, 16, 16 |\n| difference: steps, learning_rate | 500, 1e-4 |\n| its network_type, rank, alpha | lierla, 4, 4 |\n\nSet width and height of Compare LoRAs to those of your images.\n": "### 学习一张图有而另一张没有的东西\n\n首先，*复印机*针对几个差别很大的提示词学习原图，直到只会画它。然后在此基础上训练目标图：剩下要学的就只有区别。提示词描述两张图共有的内容，不写它们的区别。\n\n**用自己的图片：** 选择 Checkpoint 和两张尺寸相同的图片，并设置：\n\n| | SD1.5 和 SDXL |\n|---|---|\n| 复印机：训练步数、学习率 | 500、5e-4 |\n| 其类型、rank、alpha | lierla、16、16 |\n| 差异：训练步数、学习率 | 500、1e-4 |\n| 其类型、rank、alpha | lierla、4、4 |\n\n请把“比较 LoRA”的宽度和高度设为图片的尺寸。\n",
+        "### Two sliders at five strengths, side by side\n\nOne LoRA is trained on two images (ADDifT), the other on two words (iLECO). **Compare LoRAs** samples both from the same seed: a row for each LoRA, a column for each strength. The chart says from where on more strength adds little or breaks the image.\n\n**Your own LoRAs:** delete both trainings and connect **Load LoRA (TrainTrain)** to Compare LoRAs, once for each file. Set width and height to 512 for SD1.5, 1024 for SDXL.\n": "### 两个滑块，五种强度，并排比较\n\n一个 LoRA 用两张图片训练（ADDifT），另一个用两个词训练（iLECO）。**比较 LoRA** 用同一个种子对两者采样：每个 LoRA 一行，每种强度一列。曲线图说明从哪个强度起，再增强也变化不大，或者会破坏画面。\n\n**用自己的 LoRA：** 删除两个训练，给每个文件添加一个**加载 LoRA (TrainTrain)**，连接到“比较 LoRA”。宽度和高度：SD1.5 设为 512，SDXL 设为 1024。\n"
+    },
+    "titles": {
+        "1. A slider from two images": "1. 用两张图片做滑块",
+        "1. Two images": "1. 两张图片",
+        "1. Words": "1. 词",
+        "1. Your images": "1. 图片",
+        "2. A slider from two words": "2. 用两个词做滑块",
+        "2. Copy machine": "2. 复印机",
+        "2. Train": "2. 训练",
+        "3. Compare": "3. 比较",
+        "3. Difference": "3. 差异",
+        "4. Compare": "4. 比较",
+        "Copied for 1": "复印用提示词 1",
+        "Copied for 2": "复印用提示词 2",
+        "Copied for 3": "复印用提示词 3",
+        "Copied for 4": "复印用提示词 4",
+        "Copied for 5": "复印用提示词 5",
+        "Negative prompt": "负面提示词",
+        "Negative: strength -1": "负面条件：强度 -1",
+        "Original": "原图",
+        "Original 1": "原提示词 1",
+        "Original 2": "原提示词 2",
+        "Original 3": "原提示词 3",
+        "Original word": "原词",
+        "Positive: strength 1": "正面条件：强度 1",
+        "Preserve 1": "保留 1",
+        "Preserve 2": "保留 2",
+        "Prompt": "提示词",
+        "Save copy machine": "保存复印机",
+        "Target": "目标图",
+        "Target 1": "目标提示词 1",
+        "Target 2": "目标提示词 2",
+        "Target 3": "目标提示词 3",
+        "Target word": "目标词",
+        "Target: what it acts on": "目标提示词：作用对象",
+        "What both show": "两张图共有的内容"
+    }
+};
