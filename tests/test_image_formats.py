@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import struct
 import zlib
@@ -215,6 +216,28 @@ def test_a_png_with_one_transparent_color_masks_it_at_any_depth(tmp_path, depth,
     image = load_one(tmp_path).file
     assert image.has_alpha and image.alpha().tolist() == [[1, 0, 1, 1]]
     assert image.pixels().shape == (1, 4, 3)
+
+
+# A black pixel and three white ones, as imagecodecs 2026.3.6 writes them; Pillow writes no more than 8 bits of a channel.
+JPEG2000 = {
+    "RGB of 8 bits": "/0//UQAvAAAAAAACAAAAAgAAAAAAAAAAAAAAAgAAAAIAAAAAAAAAAAADBwEBBwEBBwEB/1IADAAAAAEBAAQEAAH/XAAEQED/ZAAlAAFDcmVhdGVkIGJ5IE9wZW5KUEVHIHZlcnNpb24gMi41LjT/kAAKAAAAAAAZAAH/k9+AMAdmdwk4H4CA/9k=",
+    "gray of 12 bits": "/0//UQApAAAAAAACAAAAAgAAAAAAAAAAAAAAAgAAAAIAAAAAAAAAAAABCwEB/1IADAAAAAEAAAQEAAH/XAAEQGD/ZAAlAAFDcmVhdGVkIGJ5IE9wZW5KUEVHIHZlcnNpb24gMi41LjT/kAAKAAAAAAAYAAH/k9/gHAdmdwk4Hdj/2Q==",
+    "RGB of 12 bits": "/0//UQAvAAAAAAACAAAAAgAAAAAAAAAAAAAAAgAAAAIAAAAAAAAAAAADCwEBCwEBCwEB/1IADAAAAAEBAAQEAAH/XAAEQGD/ZAAlAAFDcmVhdGVkIGJ5IE9wZW5KUEVHIHZlcnNpb24gMi41LjT/kAAKAAAAAAAaAAH/k9/gHAdmdwk4HdiAgP/Z",
+    "gray with alpha of 10 bits": "AAAADGpQICANCocKAAAAFGZ0eXBqcDIgAAAAAGpwMiAAAAAtanAyaAAAABZpaGRyAAAAAgAAAAIAAgkHAAAAAAAPY29scgEAAAAAABEAAACVanAyY/9P/1EALAAAAAAAAgAAAAIAAAAAAAAAAAAAAAIAAAACAAAAAAAAAAAAAgkBAQkBAf9SAAwAAAABAAAEBAAB/1wABEBQ/2QAJQABQ3JlYXRlZCBieSBPcGVuSlBFRyB2ZXJzaW9uIDIuNS40/5AACgAAAAAAIAAB/5PfsDAHZncJOB3fsDAHZncJOB3/2Q==",
+}
+
+
+@pytest.mark.parametrize("kind", JPEG2000)
+def test_white_in_a_jpeg_2000_is_white_or_the_file_is_refused(tmp_path, kind):
+    (tmp_path / f"a.{'jp2' if 'alpha' in kind else 'j2k'}").write_bytes(base64.b64decode(JPEG2000[kind]))
+    if kind in ("RGB of 8 bits", "gray of 12 bits"):
+        pixels = load_one(tmp_path).file.pixels()
+        torch.testing.assert_close(pixels[:, :, 0], torch.tensor([[0.0, 1.0], [1.0, 1.0]]), atol=1e-3, rtol=0)
+    else:
+        with pytest.raises(
+            ValueError, match="is a JPEG 2000 in color or with alpha of 1[02] bits, whose white comes out"
+        ):
+            load(tmp_path)
 
 
 def test_gray_multiplied_by_its_alpha_is_divided_by_it(tmp_path):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile, Jpeg2KImagePlugin, TiffImagePlugin
 
 from .color_profiles import ColorConversion
 from .image_formats import DECODERS
-from .side_data import drop_side_data
+from .side_data import drop_side_data, jpeg2000_bits
 
 MAX_PIXELS = 178_956_970  # where Pillow refuses, too, unless another pack has switched that off
 MIN_IS_WHITE, SEPARATE_PLANES, ASSOCIATED_ALPHA = 0, 2, 1  # values of TIFF tags
@@ -24,7 +24,7 @@ PNG_GRAY_LEVELS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies gray of 2 and
 def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
     """Open an image in a supported format; damage beside its pixels does not matter.
 
-    Raises ValueError for too many pixels, however few bytes the file has, and for a TIFF that Pillow decodes wrongly.
+    Raises ValueError for too many pixels, however few bytes the file has, and for an image that Pillow decodes wrongly.
     """
     # A file, not its path: by path Pillow maps uncompressed TIFFs into memory and scrambles those rotated by 90 degrees.
     with path.open("rb") as file:
@@ -33,12 +33,14 @@ def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"has {image.width}x{image.height} pixels, but the limit is {MAX_PIXELS}: resize it")
             if isinstance(image, TiffImagePlugin.TiffImageFile):
-                _refuse_misread(image)
+                _refuse_misread_tiff(image)
+            if isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile) and not is_deep(image):
+                _refuse_misread_jpeg2000(jpeg2000_bits(content))
             _mend_info(image, profile)
             yield image
 
 
-def _refuse_misread(image: TiffImagePlugin.TiffImageFile) -> None:
+def _refuse_misread_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
     """Raise ValueError for TIFFs that Pillow decodes to something else (seen in 13.0.0)."""
     tags, compressed = image.tag_v2, image.info.get("compression") != "raw"
     separate = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == SEPARATE_PLANES
@@ -50,6 +52,14 @@ def _refuse_misread(image: TiffImagePlugin.TiffImageFile) -> None:
         raise ValueError(f"is a TIFF of {bits} bits in which 0 is white, which comes out as a negative: save it as PNG")
     if is_deep(image) and compressed and tags.prefix == TiffImagePlugin.MM and image.mode != "I;16B":
         raise ValueError(f"is a compressed big-endian TIFF of {bits} bits, which comes out scrambled: save it as PNG")
+
+
+def _refuse_misread_jpeg2000(bits: int) -> None:
+    """Raise ValueError where Pillow rounds the topmost values to 256, which become 0 (seen in 13.0.0)."""
+    if bits > 8:
+        raise ValueError(
+            f"is a JPEG 2000 in color or with alpha of {bits} bits, whose white comes out black: save it as PNG"
+        )
 
 
 def _mend_info(image: ImageFile.ImageFile, profile: bytes | None) -> None:

@@ -16,6 +16,7 @@ MAX_ORIENTATION, MAX_PROFILE = 2**20, 2**25  # bytes; the first is Pillow's own 
 SEGMENTS = {*range(0xC0, 0xD0), *range(0xDB, 0xFF)}  # markers that a length follows, up to the pixels
 # Bytes that Pillow reads without looking of JFIF, ICC_PROFILE and Adobe segments; all of Photoshop's go, nothing needs them.
 SHORTEST_SEGMENTS = {0xE0: 7, 0xE2: 14, 0xED: 2**16, 0xEE: 7}
+CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000; how large the image is follows
 AVIF_HEAD = 2**16  # bytes, which hold the list of what is in the file
 AVIF_EXIF = re.compile(rb"(infe[\x02\x03].{7,9}?)Exif", re.DOTALL)  # an entry of that list
 
@@ -112,6 +113,16 @@ def _find_jp2_profile(file: BinaryIO) -> bytes | None:
         if kind == b"jp2c":  # the pixels
             break
     return None
+
+
+def jpeg2000_bits(file: BinaryIO) -> int:
+    """Return how many bits the deepest channel of a JPEG 2000 file has; 0 if it does not say."""
+    file.seek(0)
+    _, _, size = file.read().partition(CODESTREAM)
+    if len(size) < 38:
+        return 0
+    channels = int.from_bytes(size[36:38], "big")
+    return max(((depth & 0x7F) + 1 for depth in size[38 : 38 + 3 * channels : 3]), default=0)
 
 
 def _boxes(file: BinaryIO, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
