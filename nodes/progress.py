@@ -52,7 +52,7 @@ class TrainingProgress:
         self._size: dict[str, int] = {}
 
     def begin(self, session: host.Session) -> None:
-        """Show the size of the LoRA in the log and on its LoRA Network node or its own, and the steps of a resumed training."""
+        """Show the size of the LoRA, on its LoRA Network node if it has one, and the steps of a resumed training."""
         layers, parameters = session.size
         done = len(session.history)
         resumes = f" and training resumes after step {done}" if done else ""
