@@ -19,7 +19,7 @@ python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install -qq torch==2.13.0 numpy==2.4.6
 "$work/venv/bin/pip" install -qq --no-deps lycoris-lora==4.1.3 einops==0.8.2 toml==0.10.2 \
   safetensors==0.8.0 tqdm==4.70.1
-"$work/venv/bin/python" - 2>/dev/null <<'EOF'
+"$work/venv/bin/python" - 2>"$work/warnings" <<'EOF' || { tail -5 "$work/warnings"; exit 1; }
 import logging
 
 import torch
