@@ -59,7 +59,7 @@ const en = {
     trainingNothing: "stopped before the first step",
     trainingNoSteps: "closed form, no steps",
     trainingLogHint: "Logarithmic loss axis",
-    trainingWithout: "without LoRA",
+    trainingWithout: "without · with LoRA",
     trainingBothWays: "-1 · without LoRA · 1",
     trainingStep: "step {step}",
     trainingSampleGone: "The sample is no longer on disk.",

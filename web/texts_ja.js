@@ -55,7 +55,7 @@ export const ja = {
     trainingNothing: "最初のステップの前に停止しました",
     trainingNoSteps: "解析解のみ（ステップなし）",
     trainingLogHint: "損失の対数軸",
-    trainingWithout: "LoRAなし",
+    trainingWithout: "LoRAなし · LoRAあり",
     trainingBothWays: "-1 · LoRAなし · 1",
     trainingStep: "ステップ {step}",
     trainingSampleGone: "サンプル画像はディスクに残っていません。",

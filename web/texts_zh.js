@@ -55,7 +55,7 @@ export const zh = {
     trainingNothing: "在第一步之前停止",
     trainingNoSteps: "仅闭式解，没有训练步",
     trainingLogHint: "损失的对数坐标",
-    trainingWithout: "不用 LoRA",
+    trainingWithout: "不用 LoRA · 使用 LoRA",
     trainingBothWays: "-1 · 不用 LoRA · 1",
     trainingStep: "第 {step} 步",
     trainingSampleGone: "样图已不在磁盘上。",
