@@ -50,9 +50,9 @@ ADD_PREVIEW = """() => {
         node.pos = [training.pos[0] + x, training.pos[1] + y];
         return node;
     };
-    const preview = add("TrainTrain_PreviewSettings", -360, 1100);
+    const preview = add("TrainTrain_PreviewSettings", -360, 1230);
     ["a purple star on a white background", ""].forEach((text, slot) => {
-        const prompt = add("CLIPTextEncode", -820, 1100 + 220 * slot);
+        const prompt = add("CLIPTextEncode", -820, 1230 + 240 * slot);
         prompt.widgets[0].value = text;
         loader.connect(1, prompt, 0);
         prompt.connect(0, preview, slot);
