@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def is_long(request) -> bool:
-    """Whether slow proofs are wanted in their long form, which takes an hour on two cores; the short one can still fail."""
+    """Whether slow proofs are wanted in their long form, which takes over an hour; the short one can still fail."""
     return request.config.getoption("--long")
 
 

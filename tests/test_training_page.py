@@ -361,7 +361,9 @@ def show_run(page: ComfyPage, run: dict) -> Node:
 
 
 @pytest.mark.one_canvas("classic")
-@pytest.mark.parametrize("both_ways, said", [({}, "without · with LoRA"), ({"both_ways": True}, "-1 · without LoRA · 1")])
+@pytest.mark.parametrize(
+    "both_ways, said", [({}, "without · with LoRA"), ({"both_ways": True}, "-1 · without LoRA · 1")]
+)
 def test_below_the_samples_is_which_of_them_is_which(page, both_ways, said):
     page.load_template("1_Train_a_LoRA")
     samples = [{"step": 2, "filename": "gone.jpg", "subfolder": "", **both_ways}]
