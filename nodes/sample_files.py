@@ -29,7 +29,7 @@ def write_samples(training: Path, step: int, samples: list[host.Sample]) -> None
     for name, sample in zip(names, samples):
         image = Image.fromarray((sample.image * 255).round().byte().cpu().numpy())
         prompt = "" if args.disable_metadata else sample.prompt[:LONGEST_PROMPT]
-        comment = _BOTH_WAYS * sample.is_both_ways + prompt
+        comment = f"{_BOTH_WAYS}{prompt}" if sample.is_both_ways else prompt
         with write_atomically(training.with_name(f"{name}.jpg")) as part:
             image.save(part, "JPEG", quality=92, **({"comment": comment.encode()} if comment else {}))
     for path in training.parent.glob(f"{first}_*.jpg"):

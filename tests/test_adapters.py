@@ -86,3 +86,20 @@ def test_factors_are_those_of_lycoris(number):
     from lycoris.functional.general import factorization
 
     assert closest_factors(number) == factorization(number)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_full_matrices_have_the_rank_that_was_asked_for_unless_it_only_says_full(dtype):
+    """ai-toolkit asks for a rank of 9999999999, which is the alpha then, in fp16 an infinite one."""
+    layer = nn.Linear(24, 36, bias=False)
+    for asked, rank in ((64, 64), (9999999999, 6)):
+        theirs = lycoris.modules.LokrModule("layer", layer, multiplier=1.0, lora_dim=asked, alpha=1.0)
+        with torch.no_grad():
+            theirs.lokr_w2.normal_(std=0.3)
+        tensors = {key: tensor.detach().to(dtype) for key, tensor in theirs.state_dict().items() if key != "scalar"}
+        ours = LoKrLayer.like(layer, tensors)
+        assert (ours.rank, ours.scale) == (rank, 1.0)
+        x = inputs(layer)
+        added = ours(layer(x), x, 1.0) - layer(x)
+        expected = x @ torch.kron(tensors["lokr_w1"].float(), tensors["lokr_w2"].float()).T
+        torch.testing.assert_close(added, expected, atol=1e-5, rtol=1e-4)

@@ -92,8 +92,9 @@ def calls_of_steps(monkeypatch, tiny: TinyHost, steps: int, starts: list[int], c
     return calls
 
 
-def test_a_late_step_has_no_more_to_do_than_an_early_one(monkeypatch, tmp_path):
-    early, late = calls_of_steps(monkeypatch, TinyHost(tmp_path), 500, [250, 450], 40)
+def test_a_late_step_has_no_more_to_do_than_an_early_one(monkeypatch, tmp_path, is_long):
+    steps, late_step = (900, 850) if is_long else (500, 450)
+    early, late = calls_of_steps(monkeypatch, TinyHost(tmp_path), steps, [250, late_step], 40)
     assert early > 40_000 and late == pytest.approx(early, rel=0.005)
 
 

@@ -17,6 +17,8 @@ from torch import nn
 
 from .adapter_base import Adapter, kaiming_uniform
 
+LARGEST_RANK = 1024  # that somebody asks for
+
 
 class LoRALayer(Adapter):
     """Adds the product of two low-rank matrices (LoRA; Hu et al. 2021, arXiv 2106.09685).
@@ -107,13 +109,16 @@ class LoKrLayer(Adapter):
     def rank_of(tensors: dict[str, torch.Tensor]) -> int:
         """Return the rank of the weights that a LoRA file has for a layer.
 
-        Full matrices have none: it is the one that was asked for, which programs store as their alpha.
+        Full matrices have none: it is the one that was asked for, which LyCORIS stores as their alpha. ai-toolkit asks for
+        9999999999, which in fp16 is infinite.
         """
         ranked = next((tensors[name] for name in ("lokr_w2_b", "lokr_w1_b") if name in tensors), None)
         if ranked is not None:
             return len(ranked)
-        asked = round(float(tensors.get("alpha", 0)))
-        return asked if asked > 0 else max(tensors["lokr_w2"].shape[:2])  # any rank from half of this on means full
+        asked = float(tensors.get("alpha", 0))
+        if 1 <= asked <= LARGEST_RANK:
+            return round(asked)
+        return max(tensors["lokr_w2"].shape[:2])  # any rank from half of this on means the full matrix
 
     @classmethod
     def scale_of(cls, tensors: dict[str, torch.Tensor]) -> float:
