@@ -65,6 +65,17 @@ def test_prompts_of_unequal_length_are_put_apart_without_waiting_for_the_device(
     assert waits.count == 0
 
 
+def test_prompts_are_on_the_device_before_the_host_would_copy_them_there(shapes, monkeypatch):
+    """The host keeps them in main memory. Its copy is of memory that is not pinned, and so waits for all queued work."""
+    given = {}
+    prompts = host.HostTextEncoder(shapes[1]).encode(["a red circle", "a blue square"])
+    with host.open_model(shapes[0]) as (denoiser, _):
+        denoiser.device = torch.device("meta")
+        monkeypatch.setattr(shapes[0].model, "apply_model", lambda x, sigma, **inputs: given.update(inputs) or x)
+        denoiser.predict(torch.zeros(2, 4, 8, 8, device="meta"), torch.ones(2, device="meta"), prompts)
+    assert given["c_crossattn"].device.type == "meta" and given["c_crossattn"].shape[0] == 2
+
+
 def test_a_step_is_reported_while_the_next_one_is_computed():
     model, network, method, config = make_training(STEPS)
     events = []

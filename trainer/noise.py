@@ -56,11 +56,12 @@ def draw_sigma(
     return model.sigma_at(t.expand(batch))
 
 
-def to_device(drawn: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Move a CPU tensor to a device without waiting for the copy."""
-    if torch.device(device).type == "cuda":  # pinned, or the copy would wait for all queued work
-        return drawn.pin_memory().to(device, non_blocking=True)
-    return drawn.to(device)
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Move a tensor to a device; from the CPU without waiting for the copy, unless it has gradients."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu" and not tensor.requires_grad:
+        # Pinned, or the copy would wait for all queued work.
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _is_flow(model: Denoiser) -> bool:

@@ -63,7 +63,7 @@ class HostDenoiser:
         return torch.stack([rows[i] for i in range(len(x_t))])
 
     def _predict_group(self, x_t: torch.Tensor, sigma: torch.Tensor, conds: list[dict]) -> torch.Tensor:
-        inputs = comfy.samplers.cond_cat(conds)
+        inputs = _on_device(comfy.samplers.cond_cat(conds), self.device)
         kind = x_t.shape, tuple((name, getattr(value, "shape", None)) for name, value in inputs.items())
         with self._guard.forward(kind) as current:
             x0 = current(self._model.apply_model(x_t, sigma, transformer_options=self._options, **inputs))
@@ -94,6 +94,15 @@ class HostDenoiser:
             latent_shapes=[x.shape],
         )
         return {name: cond.process_cond(batch_size=1, area=None) for name, cond in entry[0]["model_conds"].items()}
+
+
+def _on_device(value: Any, device: torch.device) -> Any:
+    """Move all tensors in a network's inputs; the host keeps prompts in main memory, and its own copy of them waits."""
+    if isinstance(value, torch.Tensor):
+        return to_device(value, device)
+    if isinstance(value, dict):
+        return {name: _on_device(item, device) for name, item in value.items()}
+    return type(value)(_on_device(item, device) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 # The methods that a model must share with a class of the host, so that we know what it predicts.
