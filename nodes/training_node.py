@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any, Sequence
 
 import comfy.model_management
@@ -239,8 +240,11 @@ def unwrap(value: Any) -> Any:
 
 def draw_batches(examples: Sequence[TrainingExample], config: TrainingConfig, repeats: Sequence[int] | None = None):
     """Yield batches of indices into the examples, each of one latent size, drawn with the config's seed."""
-    generator = torch.Generator().manual_seed(config.seed)
-    return batches.draw_batches([example.latent.shape for example in examples], config.batch_size, generator, repeats)
+    sizes, generator = [example.latent.shape for example in examples], torch.Generator().manual_seed(config.seed)
+    most = max(sum(count for other, count in zip(sizes, repeats or repeat(1)) if other == size) for size in set(sizes))
+    if most < config.batch_size:
+        logger.info("batch_size %d acts as %d: no more examples have the same size.", config.batch_size, most)
+    return batches.draw_batches(sizes, config.batch_size, generator, repeats)
 
 
 def format_size(image: torch.Tensor) -> str:

@@ -14,9 +14,11 @@ from pack.nodes.train_addift import TrainADDifT
 from pack.nodes.train_copy_machine import TrainCopyMachine
 from pack.nodes.train_difference import TrainDifference
 from pack.nodes.train_ileco import TrainILECO
+from pack.nodes.training_node import draw_batches
 from pack.tools.shapes.scenes import random_scene
-from pack.trainer.config import NetworkConfig
+from pack.trainer.config import NetworkConfig, TrainingConfig
 from pack.trainer.lora_file import load_lora, save_lora
+from pack.trainer.training_example import TrainingExample
 from PIL import Image
 
 ENCODED: dict[str, list] = {}  # the encoder is slow on a CPU
@@ -244,3 +246,15 @@ def test_pairs_come_from_a_folder_by_their_suffix(tmp_path, monkeypatch):
     Image.new("RGB", (64, 72)).save(tmp_path / "bird_after.png")
     with pytest.raises(ValueError, match="bird.png and bird_after.png"):
         LoadImagePairs.execute(folder=".", **values)
+
+
+@pytest.mark.parametrize(
+    "sizes, repeats, logged", [([1, 1, 2], None, ["acts as 2"]), ([1, 1, 2], [1, 1, 3], []), ([1], None, ["acts as 1"])]
+)
+def test_a_batch_size_that_no_images_fill_is_said(caplog, sizes, repeats, logged):
+    caplog.set_level("INFO")
+    draw_batches(
+        [TrainingExample(torch.zeros(4, 8, 8 * size), None) for size in sizes], TrainingConfig(batch_size=3), repeats
+    )
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == len(logged) and all(text in line for text, line in zip(logged, said))
