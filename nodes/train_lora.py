@@ -109,7 +109,7 @@ class TrainLoRA(TrainingNode, io.ComfyNode):
         network, config = merge_configs(cls.preset, network, settings, lora, training)
         trains_text = _trains_text_encoder(model, clip, network, config, lora)
         if trains_text:
-            clip = host.plain_clip(clip)
+            clip = host.trainable_clip(clip, model)
         sets = [training_images, *(each for each in (more_training_images or {}).values() if each is not None)]
         kept = regularization_images or []
         learned = [image for each in sets for image in each]

@@ -77,16 +77,18 @@ class Adapter(nn.Module):
         return F.conv2d(x, weight, **self.conv_arguments)
 
 
-def weight_in_use(layer: nn.Module) -> torch.Tensor:
+def weight_in_use(layer: nn.Module, device: torch.device | None = None) -> torch.Tensor:
     """Return the weight (out, in, ...) that a layer computes with.
+
+    device: where it is wanted, by default where it is
 
     A host that keeps weights outside the device puts its patches, such as a LoRA on the model, on a weight only when the layer
     computes: by the functions in `weight_function`.
     """
     functions = getattr(layer, "weight_function", None)
     if not functions:
-        return layer.weight
-    weight = layer.weight.detach().dequantize().to(torch.float32, copy=True)  # the functions write in place
+        return layer.weight if device is None else layer.weight.to(device)
+    weight = layer.weight.detach().to(device or layer.weight.device).dequantize().to(torch.float32, copy=True)  # the functions write in place
     for function in functions:
         weight = function(weight)
     return weight

@@ -115,9 +115,9 @@ class Peers:
         """
         if not self._steps_left:
             return
-        message = torch.zeros(sum(parameter.numel() for parameter in parameters) + METRICS, device=self._device)
-        message[-2 if is_stop else -1] = 1
-        with suppress(RuntimeError):
+        with suppress(RuntimeError):  # also if the memory is used up
+            message = torch.zeros(sum(parameter.numel() for parameter in parameters) + METRICS, device=self._device)
+            message[-2 if is_stop else -1] = 1
             self._exit_message = dist.all_reduce(message, async_op=True)
         self._steps_left = 0
 

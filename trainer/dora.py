@@ -63,11 +63,11 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layer: nn.Module, up: torch.Tensor) -> torch.Tensor:
         ctx.layer = layer
-        return torch.einsum("oik,or->rik", _plain(weight_in_use(layer)).to(up.device), up)
+        return torch.einsum("oik,or->rik", _plain(weight_in_use(layer, up.device)), up)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
-        return None, torch.einsum("oik,rik->or", _plain(weight_in_use(ctx.layer)).to(gradient.device), gradient)
+        return None, torch.einsum("oik,rik->or", _plain(weight_in_use(ctx.layer, gradient.device)), gradient)
 
 
 def _plain(weight: torch.Tensor) -> torch.Tensor:

@@ -99,6 +99,18 @@ def settings_of(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name in names}
 
 
+def resume(optimizer: Optimizer, state: dict[str, Any], device: torch.device) -> None:
+    """Load what an optimizer has found in the steps before; its settings and rates stay.
+
+    device: of the parameters, where what it has found for a whole group must be too; torch leaves that where it is
+    """
+    settings = [settings_of(optimizer, group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, settings):
+        found = {name: value.to(device) for name, value in group.items() if isinstance(value, torch.Tensor)}
+        group.update(found | own)
+
+
 def can_go_on(optimizer: Optimizer, config: TrainingConfig, state: dict[str, Any]) -> bool:
     """Return whether an optimizer of the config can go on from a state of one with the same name.
 

@@ -20,7 +20,7 @@ from .loss import step_loss
 from .loss_scaler import LossScaler
 from .methods import Method
 from .network import LoRANetwork
-from .optimizer import can_go_on, create_optimizer, settings_of
+from .optimizer import can_go_on, create_optimizer, resume
 from .schedule import create_schedule
 from .state import State
 
@@ -167,10 +167,7 @@ class TrainingRun:
         self._for_use.load(state.get("average", []))
         for step in range(done):
             self._schedule.step(state["losses"][step - 1] if step else None)
-        settings = [settings_of(self._optimizer, group) for group in self._optimizer.param_groups]
-        self._optimizer.load_state_dict(state["optimizer"])
-        for group, own in zip(self._optimizer.param_groups, settings):
-            group.update(own)  # the rates are those of the new schedule, which may be longer
+        resume(self._optimizer, state["optimizer"], self._model.device)  # the schedule may be a longer one
         self._looked_ahead = state.get("looked_ahead", 0)
         self._method.skip((self._looked_ahead + done) * self._config.gradient_accumulation)
         self._scaler.load(state.get("scaler", self._scaler.state()))

@@ -18,7 +18,7 @@ from .prompt_tokens import blank_prompt, join_prompts
 from .sampling import Preview, Sample, Sampling, check_sampling, decode_image, encode_prompt, sample_latent
 from .session import Job, Session, open_session
 from .similarity import image_similarities
-from .text_encoder import TrainedTextEncoder, clip_with_lora, has_text_encoder, plain_clip
+from .text_encoder import TrainedTextEncoder, clip_with_lora, has_text_encoder, trainable_clip
 from .text_keys import text_key_of
 
 __all__ = [
@@ -45,11 +45,11 @@ __all__ = [
     "lora_key_of",
     "open_model",
     "open_session",
-    "plain_clip",
     "read_conditioning",
     "sample_latent",
     "scale_latents",
     "text_key_of",
+    "trainable_clip",
     "with_guidance",
     "with_lora",
 ]

@@ -17,7 +17,8 @@ from ...trainer.offload import offloaded
 from .fused_kernels import differentiable_kernels
 from .host_denoiser import HostDenoiser, Patcher
 from .quantized_layers import dequantize_in_forward, restore_quantized
-from .text_encoder import Clip
+from .reloading import without_dynamic_memory
+from .text_encoder import Clip, held_in_float32
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -32,9 +33,7 @@ def open_model(
     """
     guard = InPlaceGuard()
     with torch.inference_mode(False), torch.enable_grad():
-        if patcher.is_dynamic():  # dynamic memory offloads weights right after each layer, which breaks autograd
-            patcher = _load_without_dynamic_memory(patcher)
-        patcher = _with_compute_dtype(config.precision, patcher)
+        patcher = _with_compute_dtype(config.precision, without_dynamic_memory(patcher))
         patchers = patchers_of(patcher, clip)
         layers = patcher.model.diffusion_model
         try:
@@ -46,6 +45,8 @@ def open_model(
                 stack.enter_context(differentiable_kernels())
                 stack.enter_context(_frozen([each.model for each in patchers]))
                 stack.enter_context(_offloaded_to_file(patcher, config.offload))
+                if clip is not None:
+                    stack.enter_context(held_in_float32(clip.cond_stage_model))
                 if config.gradient_checkpointing:
                     stack.enter_context(checkpointed(layers, guard))
                 yield HostDenoiser(patcher, guard), layers
@@ -65,12 +66,17 @@ def load(patchers: list[Patcher], offload: str = "none") -> None:
     streamed = offload != "none" and not _is_on_cpu(patchers[0])
     if streamed:  # the host moves no weight away from the device when it loads a model that is there already
         comfy.model_management.unload_all_models()
+    for each in patchers:
+        each.unpin_all_weights()  # before they are replaced, as what is freed must not stay pinned
+        _replace_inference_tensors(each.model)
     with _switched("vram_state", comfy.model_management.VRAMState.NO_VRAM) if streamed else nullcontext():
         # More memory than any device has, so that all other models are unloaded.
         comfy.model_management.load_models_gpu(patchers, memory_required=1e20, force_full_load=not streamed)
     for each in patchers:
-        _replace_inference_tensors(each.model)
+        _replace_inference_tensors(each.model)  # those that loading has made
         dequantize_in_forward(each.model)
+    if streamed:  # the host leaves the table of noise levels outside, and would fetch the noise level for each prediction
+        patchers[0].model.model_sampling.to(patchers[0].load_device)
     patchers[0].pre_run()
 
 
@@ -92,16 +98,6 @@ def patchers_of(patcher: Patcher, clip: Clip | None) -> list[Patcher]:
     return [patcher] if clip is None else [patcher, clip.patcher]
 
 
-def _load_without_dynamic_memory(patcher: Patcher) -> Patcher:
-    """Reload the model's file without ComfyUI's dynamic VRAM, with the LoRAs of the MODEL."""
-    if patcher.cached_patcher_init is None:
-        raise ValueError(
-            "Training must reload the model because ComfyUI's dynamic VRAM is on, but the node that loaded it does not "
-            "support that: use Load Checkpoint or Load Diffusion Model, or start ComfyUI with --disable-dynamic-vram."
-        )
-    return patcher.clone(disable_dynamic=True)
-
-
 def _with_compute_dtype(precision: str, patcher: Patcher) -> Patcher:
     """Return the MODEL set to compute in a precision. Autocast would not do: the host casts to the dtype it has loaded."""
     loaded = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
@@ -117,19 +113,29 @@ def _replace_inference_tensors(model: torch.nn.Module) -> None:
     """Replace parameters, buffers and other tensors made in inference mode, which autograd rejects, by copies.
 
     One at a time, so that no more than one tensor is in memory twice. Some modules keep what they have computed while
-    sampling, such as rotary embeddings, in plain attributes.
+    sampling, such as rotary embeddings, in plain attributes. Before a model moves to another device, as afterwards such a
+    tensor is neither one of inference mode nor one that autograd takes.
     """
     copies: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers, vars(module)):
             for name, tensor in tensors.items():
-                if isinstance(tensor, torch.Tensor) and tensor.is_inference():
+                if isinstance(tensor, torch.Tensor) and _is_of_inference_mode(tensor):
                     if id(tensor) not in copies:
                         copy = tensor.clone()
                         copies[id(tensor)] = (
                             torch.nn.Parameter(copy, tensor.requires_grad) if tensors is module._parameters else copy
                         )
                     tensors[name] = copies[id(tensor)]
+
+
+def _is_of_inference_mode(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor was made in inference mode, also if it has been moved to another device outside of it."""
+    try:
+        tensor._version  # noqa: B018
+    except RuntimeError:  # inference tensors have none
+        return True
+    return tensor.is_inference()
 
 
 @contextmanager

@@ -11,10 +11,11 @@ from .host_denoiser import Patcher
 
 # Of the formats that quantize only weights, those whose kernels also compute the product of a backward pass.
 _WITH_BACKWARD = {"int8_tensorwise"}
+_FAST_FP8 = "fp8_ops.Linear"  # the host's layer where --fast multiplies in float8
 
 
 def dequantize_in_forward(model: torch.nn.Module) -> None:
-    """Make layers whose quantized format has no backward pass compute with dequantized weights.
+    """Make layers whose quantized format, or the host's fast product of it, has no backward pass compute with dequantized weights.
 
     The host dequantizes the weight of a layer that has a function to modify it; this one returns it unchanged. Loading
     the model removes such functions.
@@ -45,7 +46,8 @@ def _without_backward(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     for layer in model.modules():
         name = getattr(layer, "quant_format", None)
         only_weights = not QUANT_ALGOS.get(name, {}).get("quantize_input", True)
-        if only_weights and name not in _WITH_BACKWARD and hasattr(layer, "weight_function"):
+        without = only_weights and name not in _WITH_BACKWARD or type(layer).__qualname__ == _FAST_FP8
+        if without and hasattr(layer, "weight_function"):
             yield layer
 
 

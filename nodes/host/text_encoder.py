@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import comfy.sd
 import torch
@@ -11,7 +12,9 @@ import torch
 from ...trainer import denoiser
 from ...trainer.in_place import OutOfPlace
 from .encoding import tokenize
+from .host_denoiser import Patcher
 from .lora_keys import report_damage
+from .reloading import is_plain, without_dynamic_memory
 
 TOKENIZED = 1000  # captions whose tokens are kept; shuffled tags make ever new ones
 _PREFIXES = ("lora_te", "text_encoder")  # of the keys in kohya's files, and in others
@@ -45,13 +48,43 @@ class TrainedTextEncoder:
         return [tensor, {"pooled_output": pooled, **(more[0] if more else {}), **self._extra}]
 
 
-def plain_clip(clip: Clip) -> Clip:
-    """Return the CLIP without ComfyUI's dynamic VRAM, which offloads weights after each layer."""
+def trainable_clip(clip: Clip, patcher: Patcher) -> Clip:
+    """Return the CLIP so that it can be trained: without ComfyUI's dynamic VRAM.
+
+    patcher: of the MODEL that is trained with it
+
+    Raises ValueError if the host would compute the two on different devices.
+    """
+    if clip.patcher.load_device != patcher.load_device:
+        raise ValueError(
+            f"The text encoder runs on {clip.patcher.load_device} and the model on {patcher.load_device}, so they cannot be "
+            "trained together: set device of the node that loads the CLIP to default and start ComfyUI without --lowvram and "
+            "--novram, or train the LoRA without the text encoder."
+        )
     if not clip.patcher.is_dynamic():
         return clip
-    plain = clip.clone(disable_dynamic=True)
+    plain = clip.clone()
+    plain.patcher = without_dynamic_memory(clip.patcher)
     plain.cond_stage_model = plain.patcher.model
     return plain
+
+
+@contextmanager
+def held_in_float32(model: torch.nn.Module) -> Iterator[None]:
+    """Hold the weights of a text encoder in float32, in which the host computes it, until the block ends.
+
+    Else each layer converts its weight for each caption, and autograd keeps all of these until the backward pass: of SDXL's
+    encoders 2.9 GB a caption. The conversion back is exact.
+    """
+    weights = [weight for weight in model.parameters() if is_plain(weight.data) and weight.dtype != torch.float32]
+    dtypes = [weight.dtype for weight in weights]
+    for weight in weights:
+        weight.data = weight.data.float()
+    try:
+        yield
+    finally:
+        for weight, dtype in zip(weights, dtypes):
+            weight.data = weight.data.to(dtype)
 
 
 def has_text_encoder(lora: dict[str, torch.Tensor]) -> bool:

@@ -1,0 +1,149 @@
+"""What ComfyUI does on NVIDIA cards before and while a model trains, as far as a CPU shows it.
+
+Dynamic VRAM is on there by default, so a model is reloaded for training without it. Where it is off, weights that the loader has
+made in inference mode move to the GPU outside of it. Moving needs two devices; converting takes the same way through PyTorch.
+"""
+
+from __future__ import annotations
+
+import comfy.memory_management
+import comfy.model_management
+import comfy.ops
+import comfy.sd
+import comfy.utils
+import pytest
+import torch
+from pack.nodes import host
+from pack.nodes.host.quantized_layers import dequantize_in_forward
+from pack.nodes.host.reloading import without_dynamic_memory
+from pack.nodes.host.text_encoder import held_in_float32
+from pack.trainer.config import TrainingConfig
+from pack.trainer.optimizer import create_optimizer, resume
+from safetensors.torch import load_file
+
+
+@pytest.fixture
+def loaded(shapes_checkpoint, monkeypatch):
+    """MODEL and CLIP of a file, as dynamic VRAM loads them: the model computes in another type than that of its file."""
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    monkeypatch.setattr(comfy.utils, "load_safetensors", lambda path: (load_file(path), {}))  # its own needs a GPU
+    monkeypatch.setattr(comfy.model_management, "unet_dtype", lambda *_, **__: torch.bfloat16)
+    monkeypatch.setattr(comfy.model_management, "unet_manual_cast", lambda *_, **__: None)
+    with torch.inference_mode():
+        half = {"dtype": torch.float16}
+        model, clip = comfy.sd.load_checkpoint_guess_config(
+            str(shapes_checkpoint), output_vae=False, te_model_options=half
+        )[:2]
+    for patcher in (model, clip.patcher):
+        monkeypatch.setattr(patcher, "is_dynamic", lambda: True)
+    return model, clip
+
+
+def predict(denoiser, clip) -> torch.Tensor:
+    prompts = host.HostTextEncoder(clip).encode(["a red circle"])
+    return denoiser.predict(torch.zeros(1, 4, 8, 8), torch.ones(1), prompts)
+
+
+def test_a_reloaded_model_computes_in_the_type_of_the_model_not_of_its_file(loaded, shapes):
+    with host.open_model(loaded[0]) as (denoiser, layers):
+        assert {weight.dtype for weight in layers.parameters()} == {denoiser.dtype} == {torch.bfloat16}
+        assert predict(denoiser, shapes[1]).isfinite().all()
+
+
+def test_a_reloaded_text_encoder_has_the_type_of_the_one_that_was_loaded(loaded):
+    model, clip = loaded
+    plain = without_dynamic_memory(clip.patcher)
+    types = {weight.dtype for name, weight in plain.model.named_parameters() if "transformer" in name}
+    assert types == {torch.float16}
+
+
+def test_a_model_that_cannot_be_loaded_again_is_refused(loaded, monkeypatch):
+    for patcher in (loaded[0], loaded[1].patcher):
+        monkeypatch.setattr(patcher, "cached_patcher_init", None)
+        with pytest.raises(ValueError, match="dynamic VRAM is on.*ComfyUI's own loaders"):
+            without_dynamic_memory(patcher)
+
+
+def test_weights_made_in_inference_mode_can_be_trained_after_they_have_moved(shapes_checkpoint, shapes, monkeypatch):
+    with torch.inference_mode():
+        model = comfy.sd.load_checkpoint_guess_config(str(shapes_checkpoint), output_vae=False, output_clip=False)[0]
+    load = comfy.model_management.load_models_gpu
+
+    def move_and_load(patchers, **options):
+        for patcher in patchers:
+            patcher.model.to(torch.float64).to(torch.float32)
+        load(patchers, **options)
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", move_and_load)
+    with host.open_model(model) as (denoiser, _):
+        assert predict(denoiser, shapes[1]).isfinite().all()
+
+
+def test_no_weight_stays_pinned_that_is_exchanged(shapes, monkeypatch):
+    pinned, calls = [], []
+    monkeypatch.setattr(shapes[0], "unpin_all_weights", lambda: calls.append(len(pinned)))
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda *_, **__: pinned.append(1))
+    with host.open_model(shapes[0]):
+        assert calls == [0]
+
+
+def test_captions_in_training_share_the_weights_of_the_text_encoder(loaded):
+    """Autograd keeps a layer's weight for the backward pass; a converted one would be another for each caption."""
+    model, clip = loaded
+    clip = host.trainable_clip(clip, model)
+    shape, kept = (3072, 768), []  # of a layer's weight
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if sorted(tensor.shape) == sorted(shape):
+            kept.append(tensor)  # so that no memory is used again
+        return tensor
+
+    with host.open_model(model, clip=clip), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        word = clip.cond_stage_model.clip_l.transformer.text_model.embeddings.token_embedding.weight
+        word.requires_grad_(True)  # as an adapter's output has gradients
+        encoded = host.TrainedTextEncoder(clip).encode(["a red circle", "a blue square"])
+        word.requires_grad_(False)
+    assert encoded[0][0].requires_grad and len(kept) >= 2 * 12
+    assert len({tensor.data_ptr() for tensor in kept}) <= 2 * 12
+
+
+def test_a_text_encoder_gets_its_types_back_bit_for_bit():
+    layers = torch.nn.ModuleList(
+        [torch.nn.Linear(4, 4).to(kind) for kind in (torch.float16, torch.bfloat16, torch.float32)]
+    )
+    before = [weight.detach().clone() for weight in layers.parameters()]
+    with held_in_float32(layers):
+        assert {weight.dtype for weight in layers.parameters()} == {torch.float32}
+    assert all(torch.equal(new, old) and new.dtype == old.dtype for new, old in zip(layers.parameters(), before))
+
+
+def test_a_text_encoder_on_another_device_than_the_model_is_refused(shapes, monkeypatch):
+    model, clip, _ = shapes
+    monkeypatch.setattr(clip.patcher, "load_device", torch.device("meta"))
+    with pytest.raises(ValueError, match="text encoder runs on meta and the model on cpu.*device of the node"):
+        host.trainable_clip(clip, model)
+
+
+@pytest.mark.parametrize("name", ["DAdaptAdam", "DAdaptLion", "DAdaptAdaGrad", "DAdaptAdan", "DAdaptSGD", "Prodigy"])
+def test_what_an_optimizer_has_found_for_all_weights_moves_to_their_device(name):
+    config = TrainingConfig(optimizer=name, learning_rate=1.0, lr_scheduler="constant")
+    weight = torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = create_optimizer(config, [weight])
+    for _ in range(2):
+        weight.grad = torch.full_like(weight, 0.5)
+        optimizer.step()
+    resume(optimizer, optimizer.state_dict(), torch.device("meta"))
+    found = [value for value in optimizer.param_groups[0].values() if isinstance(value, torch.Tensor)]
+    assert all(tensor.device.type == "meta" for tensor in found)
+    assert found or name in ("DAdaptAdaGrad", "Prodigy")
+
+
+def test_a_layer_that_multiplies_in_float8_gives_its_input_a_gradient(monkeypatch):
+    monkeypatch.setattr(comfy.ops, "fp8_linear", lambda layer, x: x.detach())  # it rounds the input, and breaks its graph
+    with torch.no_grad():
+        layer = comfy.ops.fp8_ops.Linear(16, 16, bias=False, dtype=torch.float8_e4m3fn)
+        layer.weight = torch.nn.Parameter(torch.randn(16, 16).to(torch.float8_e4m3fn), requires_grad=False)
+    dequantize_in_forward(layer)
+    x = torch.randn(2, 16, requires_grad=True)
+    layer(x).sum().backward()
+    assert torch.equal(x.grad, layer.weight.float().sum(0).expand(2, 16))
