@@ -139,7 +139,7 @@ def test_what_an_optimizer_has_found_for_all_weights_moves_to_their_device(name)
 
 
 def test_a_layer_that_multiplies_in_float8_gives_its_input_a_gradient(monkeypatch):
-    monkeypatch.setattr(comfy.ops, "fp8_linear", lambda layer, x: x.detach())  # it rounds the input, and breaks its graph
+    monkeypatch.setattr(comfy.ops, "fp8_linear", lambda layer, x: x.detach())  # rounding the input breaks its graph
     with torch.no_grad():
         layer = comfy.ops.fp8_ops.Linear(16, 16, bias=False, dtype=torch.float8_e4m3fn)
         layer.weight = torch.nn.Parameter(torch.randn(16, 16).to(torch.float8_e4m3fn), requires_grad=False)

@@ -88,7 +88,8 @@ def weight_in_use(layer: nn.Module, device: torch.device | None = None) -> torch
     functions = getattr(layer, "weight_function", None)
     if not functions:
         return layer.weight if device is None else layer.weight.to(device)
-    weight = layer.weight.detach().to(device or layer.weight.device).dequantize().to(torch.float32, copy=True)  # the functions write in place
+    weight = layer.weight.detach().to(device or layer.weight.device)
+    weight = weight.dequantize().to(torch.float32, copy=True)  # the functions write in place
     for function in functions:
         weight = function(weight)
     return weight

@@ -75,7 +75,7 @@ def load(patchers: list[Patcher], offload: str = "none") -> None:
     for each in patchers:
         _replace_inference_tensors(each.model)  # those that loading has made
         dequantize_in_forward(each.model)
-    if streamed:  # the host leaves the table of noise levels outside, and would fetch the noise level for each prediction
+    if streamed:  # the host leaves the table of noise levels outside, and would fetch each noise level to look it up
         patchers[0].model.model_sampling.to(patchers[0].load_device)
     patchers[0].pre_run()
 
