@@ -108,13 +108,16 @@ def test_captions_in_training_share_the_weights_of_the_text_encoder(loaded):
 
 
 def test_a_text_encoder_gets_its_types_back_bit_for_bit():
-    layers = torch.nn.ModuleList(
-        [torch.nn.Linear(4, 4).to(kind) for kind in (torch.float16, torch.bfloat16, torch.float32)]
-    )
+    """Also a weight that no file has: its memory may hold any NaN, of which a conversion makes another."""
+    kinds = torch.float16, torch.bfloat16, torch.float32
+    layers = torch.nn.ModuleList([torch.nn.Linear(4, 4, bias=False).to(kind) for kind in kinds])
+    unused = torch.tensor([0x7C01], dtype=torch.int16).view(torch.float16)  # a signalling NaN
+    layers.register_parameter("unused", torch.nn.Parameter(unused, requires_grad=False))
     before = [weight.detach().clone() for weight in layers.parameters()]
     with held_in_float32(layers):
-        assert {weight.dtype for weight in layers.parameters()} == {torch.float32}
-    assert all(torch.equal(new, old) and new.dtype == old.dtype for new, old in zip(layers.parameters(), before))
+        assert [layer.weight.dtype for layer in layers] == [torch.float32] * 3
+    for new, old in zip(layers.parameters(), before):
+        assert new.dtype == old.dtype and torch.equal(new.detach().view(torch.uint8), old.view(torch.uint8))
 
 
 def test_a_text_encoder_on_another_device_than_the_model_is_refused(shapes, monkeypatch):

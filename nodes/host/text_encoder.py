@@ -74,16 +74,19 @@ def held_in_float32(model: torch.nn.Module) -> Iterator[None]:
     """Hold the weights of a text encoder in float32, in which the host computes it, until the block ends.
 
     Else each layer converts its weight for each caption, and autograd keeps all of these until the backward pass: of SDXL's
-    encoders 2.9 GB a caption. The conversion back is exact.
+    encoders 2.9 GB a caption. The conversion back is exact but for NaN, which weights have that are in no file and not used.
     """
-    weights = [weight for weight in model.parameters() if is_plain(weight.data) and weight.dtype != torch.float32]
-    dtypes = [weight.dtype for weight in weights]
-    for weight in weights:
-        weight.data = weight.data.float()
+    held: list[tuple[torch.nn.Parameter, torch.dtype]] = []
     try:
+        for weight in model.parameters():
+            if is_plain(weight.data) and weight.dtype != torch.float32:
+                converted = weight.data.float()
+                if converted.isfinite().all():
+                    held.append((weight, weight.dtype))
+                    weight.data = converted
         yield
     finally:
-        for weight, dtype in zip(weights, dtypes):
+        for weight, dtype in held:
             weight.data = weight.data.to(dtype)
 
 
