@@ -120,6 +120,17 @@ def test_a_text_encoder_gets_its_types_back_bit_for_bit():
         assert new.dtype == old.dtype and torch.equal(new.detach().view(torch.uint8), old.view(torch.uint8))
 
 
+def test_what_a_text_encoder_in_training_makes_stays_on_its_device(shapes, monkeypatch):
+    asked = []
+    host_asks = comfy.model_management.intermediate_device
+    monkeypatch.setattr(comfy.model_management, "intermediate_device", lambda: asked.append(1) or host_asks())
+    with host.open_model(shapes[0], clip=shapes[1]):
+        host.TrainedTextEncoder(shapes[1]).encode(["a red circle"])
+    assert not asked
+    host.HostTextEncoder(shapes[1]).encode(["a circle that is red"])
+    assert asked
+
+
 def test_a_text_encoder_on_another_device_than_the_model_is_refused(shapes, monkeypatch):
     model, clip, _ = shapes
     monkeypatch.setattr(clip.patcher, "load_device", torch.device("meta"))

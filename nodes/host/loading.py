@@ -18,6 +18,7 @@ from .fused_kernels import differentiable_kernels
 from .host_denoiser import HostDenoiser, Patcher
 from .quantized_layers import dequantize_in_forward, restore_quantized
 from .reloading import without_dynamic_memory
+from .switches import switched
 from .text_encoder import Clip, held_in_float32
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -39,9 +40,9 @@ def open_model(
         try:
             load(patchers, config.offload)
             with ExitStack() as stack:
-                stack.enter_context(_switched("in_training", True))  # no fused kernels, that go past the adapters
+                stack.enter_context(switched("in_training", True))  # no fused kernels, that go past the adapters
                 # No buffers for streamed weights (--novram): they are used again before the backward pass needs them.
-                stack.enter_context(_switched("NUM_STREAMS", 0))
+                stack.enter_context(switched("NUM_STREAMS", 0))
                 stack.enter_context(differentiable_kernels())
                 stack.enter_context(_frozen([each.model for each in patchers]))
                 stack.enter_context(_offloaded_to_file(patcher, config.offload))
@@ -69,7 +70,7 @@ def load(patchers: list[Patcher], offload: str = "none") -> None:
     for each in patchers:
         each.unpin_all_weights()  # before they are replaced, as what is freed must not stay pinned
         _replace_inference_tensors(each.model)
-    with _switched("vram_state", comfy.model_management.VRAMState.NO_VRAM) if streamed else nullcontext():
+    with switched("vram_state", comfy.model_management.VRAMState.NO_VRAM) if streamed else nullcontext():
         # More memory than any device has, so that all other models are unloaded.
         comfy.model_management.load_models_gpu(patchers, memory_required=1e20, force_full_load=not streamed)
     for each in patchers:
@@ -149,14 +150,3 @@ def _frozen(models: list[torch.nn.Module]) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _switched(name: str, value: object) -> Iterator[None]:
-    """Set a switch of the host's memory management until the block ends."""
-    before = getattr(comfy.model_management, name)
-    setattr(comfy.model_management, name, value)
-    try:
-        yield
-    finally:
-        setattr(comfy.model_management, name, before)

@@ -15,6 +15,7 @@ from .encoding import tokenize
 from .host_denoiser import Patcher
 from .lora_keys import report_damage
 from .reloading import is_plain, without_dynamic_memory
+from .switches import switched
 
 TOKENIZED = 1000  # captions whose tokens are kept; shuffled tags make ever new ones
 _PREFIXES = ("lora_te", "text_encoder")  # of the keys in kohya's files, and in others
@@ -42,8 +43,11 @@ class TrainedTextEncoder:
         model.reset_clip_options()
         if self._clip.layer_idx is not None:
             model.set_clip_options({"layer": self._clip.layer_idx})
-        model.set_clip_options({"execution_device": self._clip.patcher.load_device})
-        with OutOfPlace() as mode:  # its layers modify in place the input of a norm, which autograd needs
+        device = self._clip.patcher.load_device
+        model.set_clip_options({"execution_device": device})
+        # Its layers modify in place the input of a norm, which autograd needs; and the host would copy what they make to main
+        # memory, which waits for the device.
+        with OutOfPlace() as mode, switched("intermediate_device", lambda: device):
             tensor, pooled, *more = mode.current(model.encode_token_weights(self._tokenize(caption)))
         return [tensor, {"pooled_output": pooled, **(more[0] if more else {}), **self._extra}]
 
