@@ -14,6 +14,7 @@ import comfy.utils
 import pytest
 import torch
 from pack.nodes import host
+from pack.nodes.host import loading
 from pack.nodes.host.quantized_layers import dequantize_in_forward
 from pack.nodes.host.reloading import without_dynamic_memory
 from pack.nodes.host.text_encoder import held_in_float32
@@ -48,6 +49,26 @@ def test_a_reloaded_model_computes_in_the_type_of_the_model_not_of_its_file(load
     with host.open_model(loaded[0]) as (denoiser, layers):
         assert {weight.dtype for weight in layers.parameters()} == {denoiser.dtype} == {torch.bfloat16}
         assert predict(denoiser, shapes[1]).isfinite().all()
+
+
+def test_a_reloaded_model_comes_after_the_others_have_left_and_is_counted_as_it_is(loaded, monkeypatch):
+    model, events = loaded[0], []
+    reload, *rest = model.cached_patcher_init
+    monkeypatch.setattr(comfy.model_management, "unet_dtype", lambda *_, **__: torch.float32)
+    monkeypatch.setattr(comfy.model_management, "unload_all_models", lambda: events.append("unload"))
+    monkeypatch.setattr(model, "cached_patcher_init", (lambda *a, **k: events.append("load") or reload(*a, **k), *rest))
+    plain = without_dynamic_memory(model)
+    assert events == ["unload", "load"]
+    assert plain.model_size() == comfy.model_management.module_size(plain.model) > model.model_size()
+
+
+def test_what_is_thrown_away_after_the_training_is_not_restored(loaded, shapes, monkeypatch):
+    restored = []
+    monkeypatch.setattr(loading, "restore_quantized", restored.append)
+    for model in (loaded[0], shapes[0]):
+        with host.open_model(model):
+            pass
+    assert restored == [shapes[0]]
 
 
 def test_a_reloaded_text_encoder_has_the_type_of_the_one_that_was_loaded(loaded):
@@ -118,6 +139,30 @@ def test_a_text_encoder_gets_its_types_back_bit_for_bit():
         assert [layer.weight.dtype for layer in layers] == [torch.float32] * 3
     for new, old in zip(layers.parameters(), before):
         assert new.dtype == old.dtype and torch.equal(new.detach().view(torch.uint8), old.view(torch.uint8))
+
+
+def test_a_text_encoder_in_training_is_on_the_gpu_while_the_model_waits(shapes, monkeypatch):
+    monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: False)
+    config = TrainingConfig(gradient_checkpointing=True, offload="all")
+    with host.open_model(shapes[0], config, shapes[1]):
+        assert shapes[0].model.model_lowvram and not shapes[1].patcher.model.model_lowvram
+
+
+def test_a_model_in_training_has_no_copies_on_other_gpus(shapes, monkeypatch):
+    model = shapes[0].clone()
+    model.set_additional_models("multigpu", [shapes[0].clone()])
+    with host.open_model(model) as (denoiser, _):
+        assert not denoiser.patcher.get_additional_models()
+    assert len(model.get_additional_models()) == 1
+
+
+def test_sums_of_products_are_exact_while_a_model_trains(shapes, monkeypatch):
+    products = torch.backends.cuda.matmul
+    for setting in (True, False):
+        products.allow_fp16_accumulation = setting
+        with host.open_model(shapes[0]):
+            assert not products.allow_fp16_accumulation
+        assert products.allow_fp16_accumulation is setting
 
 
 def test_what_a_text_encoder_in_training_makes_stays_on_its_device(shapes, monkeypatch):

@@ -17,7 +17,7 @@ from ...trainer.offload import offloaded
 from .fused_kernels import differentiable_kernels
 from .host_denoiser import HostDenoiser, Patcher
 from .quantized_layers import dequantize_in_forward, restore_quantized
-from .reloading import without_dynamic_memory
+from .reloading import is_reloaded, without_dynamic_memory
 from .switches import switched
 from .text_encoder import Clip, held_in_float32
 
@@ -34,12 +34,14 @@ def open_model(
     """
     guard = InPlaceGuard()
     with torch.inference_mode(False), torch.enable_grad():
-        patcher = _with_compute_dtype(config.precision, without_dynamic_memory(patcher))
+        patcher = _on_one_gpu(_with_compute_dtype(config.precision, without_dynamic_memory(patcher)))
         patchers = patchers_of(patcher, clip)
         layers = patcher.model.diffusion_model
         try:
             load(patchers, config.offload)
             with ExitStack() as stack:
+                stack.enter_context(_current_device(patcher.load_device))
+                stack.enter_context(_full_accumulation())
                 stack.enter_context(switched("in_training", True))  # no fused kernels, that go past the adapters
                 # No buffers for streamed weights (--novram): they are used again before the backward pass needs them.
                 stack.enter_context(switched("NUM_STREAMS", 0))
@@ -56,13 +58,16 @@ def open_model(
             patcher.cleanup()
             patcher.unpatch_model(device_to=None, unpatch_weights=False)  # restores the compute dtype
             for each in patchers:
-                restore_quantized(each)
+                if not is_reloaded(each):
+                    restore_quantized(each)
 
 
 def load(patchers: list[Patcher], offload: str = "none") -> None:
     """Load models onto the device, and make their tensors usable for autograd.
 
-    offload: "none" loads all weights; else those of a GPU wait in main memory, and each layer takes its own when it computes
+    patchers: of the MODEL, and maybe of a CLIP
+    offload: "none" loads all weights; else those of the MODEL wait outside a GPU in main memory, and each layer takes its own
+        when it computes. Of a CLIP autograd would keep what each caption has taken.
     """
     streamed = offload != "none" and not _is_on_cpu(patchers[0])
     if streamed:  # the host moves no weight away from the device when it loads a model that is there already
@@ -73,11 +78,13 @@ def load(patchers: list[Patcher], offload: str = "none") -> None:
     with switched("vram_state", comfy.model_management.VRAMState.NO_VRAM) if streamed else nullcontext():
         # More memory than any device has, so that all other models are unloaded.
         comfy.model_management.load_models_gpu(patchers, memory_required=1e20, force_full_load=not streamed)
+    for each in patchers[1:] if streamed else ():
+        each.partially_load(each.load_device, 1e32)
     for each in patchers:
         _replace_inference_tensors(each.model)  # those that loading has made
         dequantize_in_forward(each.model)
-    if streamed:  # the host leaves the table of noise levels outside, and would fetch each noise level to look it up
-        patchers[0].model.model_sampling.to(patchers[0].load_device)
+    # Where the host streams weights it leaves the table of noise levels outside, and would fetch each noise level to look it up.
+    patchers[0].model.model_sampling.to(patchers[0].load_device)
     patchers[0].pre_run()
 
 
@@ -107,6 +114,34 @@ def _with_compute_dtype(precision: str, patcher: Patcher) -> Patcher:
     patcher = patcher.clone()
     patcher.set_model_compute_dtype(DTYPES[precision])
     return patcher
+
+
+def _on_one_gpu(patcher: Patcher) -> Patcher:
+    """Return the MODEL without its copies on other GPUs, which samples would be made with, and which have no LoRA."""
+    if not patcher.get_additional_models_with_key("multigpu"):
+        return patcher
+    patcher = patcher.clone()
+    patcher.remove_additional_models("multigpu")
+    return patcher
+
+
+def _current_device(device: torch.device) -> AbstractContextManager[None]:
+    """Make a GPU the current one, which kernels that are not PyTorch's run on, until the block ends."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def _full_accumulation() -> Iterator[None]:
+    """Let sums of fp16 products be in float32, also with the host's --fast: small gradients would vanish in them."""
+    products = torch.backends.cuda.matmul
+    before = getattr(products, "allow_fp16_accumulation", None)  # from PyTorch 2.7 on
+    if before:
+        products.allow_fp16_accumulation = False
+    try:
+        yield
+    finally:
+        if before:
+            products.allow_fp16_accumulation = True
 
 
 @torch.no_grad()

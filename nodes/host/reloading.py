@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
+import comfy.model_management
 import torch
 
 from .host_denoiser import Patcher
+
+_reloaded: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
 def without_dynamic_memory(patcher: Patcher) -> Patcher:
@@ -21,10 +25,18 @@ def without_dynamic_memory(patcher: Patcher) -> Patcher:
             "Training must reload the model because ComfyUI's dynamic VRAM is on, but the node that loaded it does not "
             "support that: use ComfyUI's own loaders, or start ComfyUI with --disable-dynamic-vram."
         )
+    comfy.model_management.unload_all_models()  # training does it anyway, and two models may be more than the main memory
     with torch.inference_mode(False):
         plain = patcher.clone(disable_dynamic=True)
         _use_model_dtypes(plain.model)
+    plain.size = 0  # counted again when it is asked for
+    _reloaded.add(plain.model)
     return plain
+
+
+def is_reloaded(patcher: Patcher) -> bool:
+    """Return whether a model was reloaded, so that nobody has it but us."""
+    return patcher.model in _reloaded
 
 
 def _use_model_dtypes(model: torch.nn.Module) -> None:
