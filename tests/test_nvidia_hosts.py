@@ -14,7 +14,7 @@ import comfy.utils
 import pytest
 import torch
 from pack.nodes import host
-from pack.nodes.host import loading
+from pack.nodes.host import loading, session
 from pack.nodes.host.quantized_layers import dequantize_in_forward
 from pack.nodes.host.reloading import without_dynamic_memory
 from pack.nodes.host.text_encoder import held_in_float32
@@ -206,3 +206,15 @@ def test_a_layer_that_multiplies_in_float8_gives_its_input_a_gradient(monkeypatc
     x = torch.randn(2, 16, requires_grad=True)
     layer(x).sum().backward()
     assert torch.equal(x.grad, layer.weight.float().sum(0).expand(2, 16))
+
+
+@pytest.mark.parametrize("offload_device, said", [("cpu", 1), ("meta", 0)])
+def test_offload_is_said_to_have_no_effect_where_weights_never_leave_the_gpu(
+    shapes, monkeypatch, caplog, offload_device, said
+):
+    monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: False)
+    monkeypatch.setattr(shapes[0], "offload_device", torch.device(offload_device))  # it computes on "cpu"
+    config = TrainingConfig(offload="all", gradient_checkpointing=True, batch_size=2)
+    with host.open_model(shapes[0]) as (denoiser, _):
+        session._log_ignored_settings(config, denoiser, None)
+    assert sum("offload has no effect" in record.getMessage() for record in caplog.records) == said

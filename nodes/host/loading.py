@@ -69,7 +69,7 @@ def load(patchers: list[Patcher], offload: str = "none") -> None:
     offload: "none" loads all weights; else those of the MODEL wait outside a GPU in main memory, and each layer takes its own
         when it computes. Of a CLIP autograd would keep what each caption has taken.
     """
-    streamed = offload != "none" and not _is_on_cpu(patchers[0])
+    streamed = offload != "none" and not is_on_cpu(patchers[0])
     if streamed:  # the host moves no weight away from the device when it loads a model that is there already
         comfy.model_management.unload_all_models()
     for each in patchers:
@@ -90,14 +90,15 @@ def load(patchers: list[Patcher], offload: str = "none") -> None:
 
 def _offloaded_to_file(patcher: Patcher, offload: str) -> AbstractContextManager[None]:
     """Let the weights of a model on the CPU wait in ComfyUI's temporary folder."""
-    if offload == "none" or not _is_on_cpu(patcher):
+    if offload == "none" or not is_on_cpu(patcher):
         return nullcontext()
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     return offloaded(patcher.model.diffusion_model, offload, folder)
 
 
-def _is_on_cpu(patcher: Patcher) -> bool:
+def is_on_cpu(patcher: Patcher) -> bool:
+    """Return whether a model computes on the CPU."""
     return comfy.model_management.is_device_cpu(patcher.load_device)
 
 

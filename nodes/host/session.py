@@ -29,7 +29,7 @@ from ...trainer.weights_digest import weights_digest
 from . import preparation
 from .distilled import warn_of_distillation
 from .host_denoiser import HostDenoiser, Patcher
-from .loading import load, open_model, patchers_of
+from .loading import is_on_cpu, load, open_model, patchers_of
 from .lora_import import create_network
 from .lora_keys import model_family
 from .memory import TooLittleMemory, is_out_of_memory, model_too_large_error, release_frames, step_too_large_error
@@ -239,5 +239,9 @@ def _log_ignored_settings(config: TrainingConfig, model: HostDenoiser, method: M
         logger.info("noise_offset has no effect: this method does not learn images from noise.")
     if config.snr_gamma and isinstance(model.parameterization, FlowPrediction):
         logger.info("snr_gamma has no effect: this is a flow model, and min-SNR is not defined for those.")
+    if config.offload != "none" and not is_on_cpu(model.patcher) and model.patcher.offload_device == model.device:
+        logger.warning(
+            "offload has no effect: ComfyUI keeps all weights on the GPU if it starts with --highvram or --gpu-only."
+        )
     if config.fixed_timestep_in_batch and config.batch_size == 1:
         logger.info("fixed_timestep_in_batch has no effect with batch_size 1.")
