@@ -6,6 +6,9 @@ made in inference mode move to the GPU outside of it. Moving needs two devices; 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import comfy.memory_management
 import comfy.model_management
 import comfy.ops
@@ -17,7 +20,7 @@ from pack.nodes import host
 from pack.nodes.host import loading, session
 from pack.nodes.host.quantized_layers import dequantize_in_forward
 from pack.nodes.host.reloading import without_dynamic_memory
-from pack.nodes.host.text_encoder import held_in_float32
+from pack.nodes.host.text_encoder import held_for_training
 from pack.trainer.config import TrainingConfig
 from pack.trainer.optimizer import create_optimizer, resume
 from safetensors.torch import load_file
@@ -31,7 +34,7 @@ def loaded(shapes_checkpoint, monkeypatch):
     monkeypatch.setattr(comfy.model_management, "unet_dtype", lambda *_, **__: torch.bfloat16)
     monkeypatch.setattr(comfy.model_management, "unet_manual_cast", lambda *_, **__: None)
     with torch.inference_mode():
-        half = {"dtype": torch.float16}
+        half = {"dtype": torch.bfloat16}
         model, clip = comfy.sd.load_checkpoint_guess_config(
             str(shapes_checkpoint), output_vae=False, te_model_options=half
         )[:2]
@@ -42,7 +45,7 @@ def loaded(shapes_checkpoint, monkeypatch):
 
 def predict(denoiser, clip) -> torch.Tensor:
     prompts = host.HostTextEncoder(clip).encode(["a red circle"])
-    return denoiser.predict(torch.zeros(1, 4, 8, 8), torch.ones(1), prompts)
+    return denoiser.predict(*(torch.ones(size, device=denoiser.device) for size in ((1, 4, 8, 8), (1,))), prompts)
 
 
 def test_a_reloaded_model_computes_in_the_type_of_the_model_not_of_its_file(loaded, shapes):
@@ -75,7 +78,7 @@ def test_a_reloaded_text_encoder_has_the_type_of_the_one_that_was_loaded(loaded)
     model, clip = loaded
     plain = without_dynamic_memory(clip.patcher)
     types = {weight.dtype for name, weight in plain.model.named_parameters() if "transformer" in name}
-    assert types == {torch.float16}
+    assert types == {torch.bfloat16}  # float16 in the file
 
 
 def test_a_model_that_cannot_be_loaded_again_is_refused(loaded, monkeypatch):
@@ -119,7 +122,8 @@ def test_captions_in_training_share_the_weights_of_the_text_encoder(loaded):
             kept.append(tensor)  # so that no memory is used again
         return tensor
 
-    with host.open_model(model, clip=clip), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    held = held_for_training(clip, ["BASE.clip_l.transformer"])
+    with host.open_model(model, clip=clip), held, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         word = clip.cond_stage_model.clip_l.transformer.text_model.embeddings.token_embedding.weight
         word.requires_grad_(True)  # as an adapter's output has gradients
         encoded = host.TrainedTextEncoder(clip).encode(["a red circle", "a blue square"])
@@ -128,24 +132,75 @@ def test_captions_in_training_share_the_weights_of_the_text_encoder(loaded):
     assert len({tensor.data_ptr() for tensor in kept}) <= 2 * 12
 
 
-def test_a_text_encoder_gets_its_types_back_bit_for_bit():
+class Encoder(torch.nn.Module):
+    """An encoder of three weights, one of them in no file, that notes to where it is moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        kinds = torch.float16, torch.bfloat16, torch.float32
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4, bias=False).to(kind) for kind in kinds])
+        unused = torch.tensor([0x7C01], dtype=torch.int16).view(torch.float16)  # a signalling NaN
+        self.unused = torch.nn.Parameter(unused, requires_grad=False)
+        self.moved: list[torch.device] = []
+
+    def to(self, device):
+        self.moved.append(device)
+        return self
+
+    def kinds(self) -> list[torch.dtype]:
+        return [layer.weight.dtype for layer in self.layers]
+
+
+@pytest.fixture
+def clip():
+    encoders = torch.nn.ModuleDict({"clip_l": Encoder(), "t5xxl": Encoder()})
+    pinned = ["a weight"]
+    patcher = SimpleNamespace(load_device=torch.device("cuda"), unpin_all_weights=pinned.clear, pinned=pinned)
+    return SimpleNamespace(cond_stage_model=SimpleNamespace(**encoders), patcher=patcher)
+
+
+def test_a_text_encoder_gets_its_types_back_bit_for_bit(clip):
     """Also a weight that no file has: its memory may hold any NaN, of which a conversion makes another."""
-    kinds = torch.float16, torch.bfloat16, torch.float32
-    layers = torch.nn.ModuleList([torch.nn.Linear(4, 4, bias=False).to(kind) for kind in kinds])
-    unused = torch.tensor([0x7C01], dtype=torch.int16).view(torch.float16)  # a signalling NaN
-    layers.register_parameter("unused", torch.nn.Parameter(unused, requires_grad=False))
-    before = [weight.detach().clone() for weight in layers.parameters()]
-    with held_in_float32(layers):
-        assert [layer.weight.dtype for layer in layers] == [torch.float32] * 3
-    for new, old in zip(layers.parameters(), before):
+    encoder = clip.cond_stage_model.clip_l
+    before = [weight.detach().clone() for weight in encoder.parameters()]
+    with held_for_training(clip, ["BASE.clip_l.layers.0", "IN01.x"]):
+        assert encoder.kinds() == [torch.float32] * 3
+    for new, old in zip(encoder.parameters(), before):
         assert new.dtype == old.dtype and torch.equal(new.detach().view(torch.uint8), old.view(torch.uint8))
 
 
-def test_a_text_encoder_in_training_is_on_the_gpu_while_the_model_waits(shapes, monkeypatch):
-    monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: False)
-    config = TrainingConfig(gradient_checkpointing=True, offload="all")
-    with host.open_model(shapes[0], config, shapes[1]):
-        assert shapes[0].model.model_lowvram and not shapes[1].patcher.model.model_lowvram
+def test_only_encoders_that_are_trained_are_held_and_on_the_device(clip):
+    """Also where the model waits outside; nothing stays pinned that is moved."""
+    trained, other = clip.cond_stage_model.clip_l, clip.cond_stage_model.t5xxl
+    kinds = other.kinds()
+    with held_for_training(clip, ["BASE.clip_l.layers.0"]):
+        assert trained.moved == [torch.device("cuda")] and not clip.patcher.pinned
+        assert other.kinds() == kinds and not other.moved
+
+
+def test_encoders_are_held_anew_after_the_host_has_loaded_them_again(clip):
+    encoder = clip.cond_stage_model.clip_l
+    with held_for_training(clip, ["BASE.clip_l.layers.0"]) as hold:
+        encoder.layers[0].weight = torch.nn.Parameter(torch.ones(4, 4, dtype=torch.float16))  # as it puts a LoRA on it
+        hold()
+        assert encoder.kinds() == [torch.float32] * 3
+    assert encoder.kinds() == [torch.float16, torch.bfloat16, torch.float32]
+
+
+def test_a_sample_does_not_end_it(shapes, monkeypatch):
+    """The session holds the encoders of its own CLIP, and again after each sample."""
+    model, clip, vae = shapes
+    held = []
+    monkeypatch.setattr(session, "held_for_training", lambda *given: nullcontext(lambda: held.append(given)))
+    job = SimpleNamespace(clip=clip, config=TrainingConfig(), model=model)
+    owner = session.Session.__new__(session.Session)
+    owner._job, owner._network = job, SimpleNamespace(layer_names=lambda: ["BASE.clip_l.a"])
+    owner._previewer = SimpleNamespace(is_due=lambda number: True, sample=lambda weights: [])
+    owner._run, owner._model = SimpleNamespace(eval_weights=None), SimpleNamespace(patcher=model)
+    monkeypatch.setattr(session, "load", lambda *_: held.append("loaded"))
+    with owner.text_encoders_held():
+        owner.sample(SimpleNamespace(number=1))
+    assert held == ["loaded", (clip, ["BASE.clip_l.a"])]
 
 
 def test_a_model_in_training_has_no_copies_on_other_gpus(shapes, monkeypatch):
@@ -156,13 +211,17 @@ def test_a_model_in_training_has_no_copies_on_other_gpus(shapes, monkeypatch):
     assert len(model.get_additional_models()) == 1
 
 
-def test_sums_of_products_are_exact_while_a_model_trains(shapes, monkeypatch):
+def test_sums_of_products_are_exact_while_a_model_trains(shapes):
     products = torch.backends.cuda.matmul
-    for setting in (True, False):
-        products.allow_fp16_accumulation = setting
-        with host.open_model(shapes[0]):
-            assert not products.allow_fp16_accumulation
-        assert products.allow_fp16_accumulation is setting
+    before = products.allow_fp16_accumulation
+    try:
+        for setting in (True, False):
+            products.allow_fp16_accumulation = setting
+            with host.open_model(shapes[0]):
+                assert not products.allow_fp16_accumulation
+            assert products.allow_fp16_accumulation is setting
+    finally:
+        products.allow_fp16_accumulation = before
 
 
 def test_what_a_text_encoder_in_training_makes_stays_on_its_device(shapes, monkeypatch):
@@ -179,7 +238,7 @@ def test_what_a_text_encoder_in_training_makes_stays_on_its_device(shapes, monke
 def test_a_text_encoder_on_another_device_than_the_model_is_refused(shapes, monkeypatch):
     model, clip, _ = shapes
     monkeypatch.setattr(clip.patcher, "load_device", torch.device("meta"))
-    with pytest.raises(ValueError, match="text encoder runs on meta and the model on cpu.*device of the node"):
+    with pytest.raises(ValueError, match="text encoder runs on meta and the model on .*device of the node"):
         host.trainable_clip(clip, model)
 
 
@@ -208,12 +267,13 @@ def test_a_layer_that_multiplies_in_float8_gives_its_input_a_gradient(monkeypatc
     assert torch.equal(x.grad, layer.weight.float().sum(0).expand(2, 16))
 
 
-@pytest.mark.parametrize("offload_device, said", [("cpu", 1), ("meta", 0)])
+@pytest.mark.parametrize("offload_device, said", [("its own", 1), ("meta", 0)])
 def test_offload_is_said_to_have_no_effect_where_weights_never_leave_the_gpu(
     shapes, monkeypatch, caplog, offload_device, said
 ):
     monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: False)
-    monkeypatch.setattr(shapes[0], "offload_device", torch.device(offload_device))  # it computes on "cpu"
+    device = shapes[0].load_device if offload_device == "its own" else torch.device(offload_device)
+    monkeypatch.setattr(shapes[0], "offload_device", device)
     config = TrainingConfig(offload="all", gradient_checkpointing=True, batch_size=2)
     with host.open_model(shapes[0]) as (denoiser, _):
         session._log_ignored_settings(config, denoiser, None)

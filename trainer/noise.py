@@ -60,7 +60,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Move a tensor to a device; from the CPU without waiting for the copy, unless it has gradients."""
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu" and not tensor.requires_grad:
         # Pinned, or the copy would wait for all queued work.
-        return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor.contiguous().pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 

@@ -102,7 +102,7 @@ def _on_device(value: Any, device: torch.device) -> Any:
         return to_device(value, device)
     if isinstance(value, dict):
         return {name: _on_device(item, device) for name, item in value.items()}
-    return type(value)(_on_device(item, device) for item in value) if isinstance(value, (list, tuple)) else value
+    return [_on_device(item, device) for item in value] if type(value) is list else value
 
 
 # The methods that a model must share with a class of the host, so that we know what it predicts.

@@ -19,7 +19,7 @@ from .host_denoiser import HostDenoiser, Patcher
 from .quantized_layers import dequantize_in_forward, restore_quantized
 from .reloading import is_reloaded, without_dynamic_memory
 from .switches import switched
-from .text_encoder import Clip, held_in_float32
+from .text_encoder import Clip
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -48,8 +48,6 @@ def open_model(
                 stack.enter_context(differentiable_kernels())
                 stack.enter_context(_frozen([each.model for each in patchers]))
                 stack.enter_context(_offloaded_to_file(patcher, config.offload))
-                if clip is not None:
-                    stack.enter_context(held_in_float32(clip.cond_stage_model))
                 if config.gradient_checkpointing:
                     stack.enter_context(checkpointed(layers, guard))
                 yield HostDenoiser(patcher, guard), layers
@@ -65,9 +63,7 @@ def open_model(
 def load(patchers: list[Patcher], offload: str = "none") -> None:
     """Load models onto the device, and make their tensors usable for autograd.
 
-    patchers: of the MODEL, and maybe of a CLIP
-    offload: "none" loads all weights; else those of the MODEL wait outside a GPU in main memory, and each layer takes its own
-        when it computes. Of a CLIP autograd would keep what each caption has taken.
+    offload: "none" loads all weights; else those of a GPU wait in main memory, and each layer takes its own when it computes
     """
     streamed = offload != "none" and not is_on_cpu(patchers[0])
     if streamed:  # the host moves no weight away from the device when it loads a model that is there already
@@ -78,8 +74,6 @@ def load(patchers: list[Patcher], offload: str = "none") -> None:
     with switched("vram_state", comfy.model_management.VRAMState.NO_VRAM) if streamed else nullcontext():
         # More memory than any device has, so that all other models are unloaded.
         comfy.model_management.load_models_gpu(patchers, memory_required=1e20, force_full_load=not streamed)
-    for each in patchers[1:] if streamed else ():
-        each.partially_load(each.load_device, 1e32)
     for each in patchers:
         _replace_inference_tensors(each.model)  # those that loading has made
         dequantize_in_forward(each.model)

@@ -35,7 +35,7 @@ from .lora_keys import model_family
 from .memory import TooLittleMemory, is_out_of_memory, model_too_large_error, release_frames, step_too_large_error
 from .sampling import Preview, Previewer, Sample
 from .state_fit import state_fits
-from .text_encoder import Clip
+from .text_encoder import Clip, held_for_training
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ class Session:
         self._run = TrainingRun(model, self._network, job.method, job.config, job.peers)
         self._previewer = _previewer(job, model.patcher, self._network)
         self._steps: Generator[Step, None, None] | None = None
+        self._hold_text_encoders: Callable[[], None] = lambda: None
         self.blocks, self.size = adaptable_blocks(layers, self._network.config), self._network.size()
 
     @property
@@ -139,7 +140,14 @@ class Session:
         patchers = patchers_of(self._model.patcher, self._job.clip)
         # The VAE may have displaced them, and sampling loads what waits outside the device.
         load(patchers, self._job.config.offload)
+        self._hold_text_encoders()
         return samples
+
+    @contextmanager
+    def text_encoders_held(self) -> Iterator[None]:
+        """Hold the text encoders that are trained as `held_for_training` does until the block ends."""
+        with held_for_training(self._job.clip, self._network.layer_names()) as self._hold_text_encoders:
+            yield
 
     def lora(self) -> LoRAWeights:
         """Return the LoRA with the metadata for its file."""
@@ -186,7 +194,7 @@ def open_session(job: Job, save: Callable[[Session], object]) -> Iterator[Sessio
     try:
         with open_model(job.model, job.config, job.clip) as (model, layers):
             session = Session(job, model, layers)
-            with _saved(session, save):
+            with session.text_encoders_held(), _saved(session, save):
                 yield session
     except TooLittleMemory as error:
         traceback.clear_frames(error.__traceback__)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import comfy.sd
 import torch
 
 from ...trainer import denoiser
+from ...trainer.blocks import TEXT_ENCODER, block_id
 from ...trainer.in_place import OutOfPlace
 from .encoding import tokenize
 from .host_denoiser import Patcher
@@ -45,8 +46,8 @@ class TrainedTextEncoder:
             model.set_clip_options({"layer": self._clip.layer_idx})
         device = self._clip.patcher.load_device
         model.set_clip_options({"execution_device": device})
-        # Its layers modify in place the input of a norm, which autograd needs; and the host would copy what they make to main
-        # memory, which waits for the device.
+        # Its layers modify in place the input of a norm, which autograd needs; and the host copies what they make to main memory,
+        # which waits for the device.
         with OutOfPlace() as mode, switched("intermediate_device", lambda: device):
             tensor, pooled, *more = mode.current(model.encode_token_weights(self._tokenize(caption)))
         return [tensor, {"pooled_output": pooled, **(more[0] if more else {}), **self._extra}]
@@ -62,8 +63,8 @@ def trainable_clip(clip: Clip, patcher: Patcher) -> Clip:
     if clip.patcher.load_device != patcher.load_device:
         raise ValueError(
             f"The text encoder runs on {clip.patcher.load_device} and the model on {patcher.load_device}, so they cannot be "
-            "trained together: set device of the node that loads the CLIP to default and start ComfyUI without --lowvram and "
-            "--novram, or train the LoRA without the text encoder."
+            "trained together: set device of the node that loads the CLIP to default; if it is, start ComfyUI with --gpu-only, or "
+            "train without the text encoder (no BASE in blocks of LoRA Network)."
         )
     if not clip.patcher.is_dynamic():
         return clip
@@ -74,24 +75,45 @@ def trainable_clip(clip: Clip, patcher: Patcher) -> Clip:
 
 
 @contextmanager
-def held_in_float32(model: torch.nn.Module) -> Iterator[None]:
-    """Hold the weights of a text encoder in float32, in which the host computes it, until the block ends.
+def held_for_training(clip: Clip | None, layers: Sequence[str]) -> Iterator[Callable[[], None]]:
+    """Hold the trained encoders of a loaded CLIP on its device in float32, in which the host computes them, until the block ends.
 
-    Else each layer converts its weight for each caption, and autograd keeps all of these until the backward pass: of SDXL's
-    encoders 2.9 GB a caption. The conversion back is exact but for NaN, which weights have that are in no file and not used.
+    Else each layer moves and converts its weight for each caption, and autograd keeps all of these until the backward pass: of
+    SDXL's encoders 2.9 GB a caption. The conversion back is exact but for NaN, which weights have that are in no file and not
+    used.
+
+    clip: None if none is trained
+    layers: names of the adapted ones, such as "BASE.clip_l.transformer..."
+
+    Yields what holds them anew after the host has loaded the CLIP again.
     """
     held: list[tuple[torch.nn.Parameter, torch.dtype]] = []
+    names = {name.split(".")[1] for name in layers if block_id(name) == TEXT_ENCODER}
+
+    def hold() -> None:
+        if clip is None:
+            return
+        clip.patcher.unpin_all_weights()  # what is freed must not stay pinned
+        for name in names:
+            encoder = getattr(clip.cond_stage_model, name).to(clip.patcher.load_device)
+            held.extend(_convert_to_float32(encoder))
+
     try:
-        for weight in model.parameters():
-            if is_plain(weight.data) and weight.dtype != torch.float32:
-                converted = weight.data.float()
-                if converted.isfinite().all():
-                    held.append((weight, weight.dtype))
-                    weight.data = converted
-        yield
+        hold()
+        yield hold
     finally:
         for weight, dtype in held:
             weight.data = weight.data.to(dtype)
+
+
+def _convert_to_float32(encoder: torch.nn.Module) -> Iterator[tuple[torch.nn.Parameter, torch.dtype]]:
+    """Convert the weights of an encoder, and yield each with the type that it had."""
+    for weight in encoder.parameters():
+        if is_plain(weight.data) and weight.dtype != torch.float32:
+            converted = weight.data.float()
+            if converted.isfinite().all():
+                yield weight, weight.dtype
+                weight.data = converted
 
 
 def has_text_encoder(lora: dict[str, torch.Tensor]) -> bool:
