@@ -167,7 +167,7 @@ class TrainingRun:
         self._for_use.load(state.get("average", []))
         for step in range(done):
             self._schedule.step(state["losses"][step - 1] if step else None)
-        resume(self._optimizer, state["optimizer"], self._model.device)  # the schedule may be a longer one
+        resume(self._optimizer, state["optimizer"], self._model.device)  # with the rates of the new schedule
         self._looked_ahead = state.get("looked_ahead", 0)
         self._method.skip((self._looked_ahead + done) * self._config.gradient_accumulation)
         self._scaler.load(state.get("scaler", self._scaler.state()))
